@@ -1,0 +1,3 @@
+from pipestill.cli import main
+
+raise SystemExit(main())

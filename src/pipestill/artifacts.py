@@ -1,0 +1,221 @@
+"""Artefacts: folders with a payload and a deterministic manifest, written whole or not at all.
+
+A manifest names what the artefact is, the parameters that went in, the payload digests of its inputs and the size
+and digest of each payload file; it is written last. It may touch the artefact's folder and the files beside it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipestill import digests
+from pipestill.errors import InputError, SurroundingsError
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of one payload file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class InputEntry:
+    """What a stage read: the kind and the payload digest of an input artefact, or of an outside file or folder."""
+
+    kind: str
+    payload: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The deterministic description of an artefact; equal work gives equal bytes.
+
+    `views` are files rendered from the payload together with timings (the report's page): present in the folder, but
+    outside the payload digest, so that no date or duration makes equal work look different.
+    """
+
+    kind: str
+    stage: str
+    version: int
+    parameters: Mapping[str, Any]
+    inputs: Mapping[str, InputEntry]
+    files: Mapping[str, FileEntry]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    views: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+    @property
+    def payload(self) -> str:
+        """Digest of the kind and of every payload file's name, size and digest."""
+        return payload_digest(self.kind, self.files)
+
+    @property
+    def key(self) -> str:
+        """Digest of the work that made this artefact: stage, version, parameters, inputs."""
+        return work_key(self.stage, self.version, self.parameters, self.inputs)
+
+    def to_json(self) -> str:
+        body = asdict(self) | {"payload": self.payload}
+        return json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Manifest:
+        body = json.loads(text)
+        stated = body.pop("payload")
+        body["inputs"] = {name: InputEntry(**entry) for name, entry in body["inputs"].items()}
+        body["files"] = {name: FileEntry(**entry) for name, entry in body["files"].items()}
+        body["views"] = tuple(body["views"])
+        manifest = Manifest(**body)
+        if manifest.payload != stated:
+            raise ValueError("the payload digest does not match the files listed")
+        return manifest
+
+
+def payload_digest(kind: str, files: Mapping[str, FileEntry]) -> str:
+    """Digest by which other artefacts refer to a payload."""
+    return digests.of_value({"kind": kind, "files": {name: asdict(entry) for name, entry in files.items()}})
+
+
+def work_key(stage: str, version: int, parameters: Mapping[str, Any], inputs: Mapping[str, InputEntry]) -> str:
+    """Key of a piece of work, and so of its resumable state: equal keys give equal artefacts."""
+    return digests.of_value(
+        {
+            "stage": stage,
+            "version": version,
+            "parameters": dict(parameters),
+            "inputs": {name: asdict(entry) for name, entry in inputs.items()},
+        }
+    )
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A whole artefact on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """Path of a payload file; a missing one is the artefact's fault, not the caller's."""
+        if name not in self.manifest.files:
+            raise InputError(f"{self.path} holds no '{name}': rebuild it with pipestill {self.manifest.stage}")
+        return self.path / name
+
+    @property
+    def as_input(self) -> InputEntry:
+        return InputEntry(self.manifest.kind, self.manifest.payload)
+
+
+def read(path: Path, kind: str) -> Artifact:
+    """Opens the artefact in `path`, checking kind, schema, and presence and size of every payload file.
+
+    Raises InputError, in one line that says what is wrong and what to do.
+    """
+    if not path.exists():
+        raise InputError(f"{path} does not exist: a {kind} artefact was expected there")
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise InputError(f"{path} is no artefact (it has no {MANIFEST}): a {kind} artefact was expected there")
+    try:
+        manifest = Manifest.from_json(manifest_path.read_text())
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{manifest_path} cannot be read ({error}): rebuild the artefact") from error
+    if manifest.kind != kind:
+        raise InputError(f"{path} is a {manifest.kind} artefact, a {kind} was expected")
+    if manifest.schema != SCHEMA:
+        raise InputError(f"{path} has manifest schema {manifest.schema}, this version reads {SCHEMA}: rebuild it")
+    for name, entry in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise InputError(f"{file} is missing: {path} is not whole, rebuild it or pull it again")
+        if file.stat().st_size != entry.size:
+            raise InputError(f"{file} has {file.stat().st_size} bytes, {entry.size} were written: rebuild {path}")
+    return Artifact(path, manifest)
+
+
+def verify(artifact: Artifact) -> None:
+    """Recomputes every payload digest. Raises InputError naming the first file that differs."""
+    for name, entry in artifact.manifest.files.items():
+        if digests.of_file(artifact.path / name) != entry.sha256:
+            raise InputError(f"{artifact.path / name} differs from its manifest: rebuild {artifact.path}")
+
+
+def outside_input(path: Path) -> InputEntry:
+    """An input that is no artefact (a user's folder or file), identified by names, sizes and contents."""
+    if path.is_file():
+        return InputEntry("file", digests.of_file(path))
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    listing = {file.relative_to(path).as_posix(): digests.of_file(file) for file in files}
+    return InputEntry("folder", digests.of_value(listing))
+
+
+def describe_files(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, FileEntry]:
+    """Sizes and digests of every file below `folder`, by relative path, the manifest and `leave_out` aside."""
+    files = {}
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        if file.is_file() and name != MANIFEST and name not in leave_out:
+            files[name] = FileEntry(file.stat().st_size, digests.of_file(file))
+    return files
+
+
+def publish(staging: Path, final: Path, manifest: Manifest) -> Artifact:
+    """Puts a finished folder in its place in one step: a reader sees the old artefact, the new one, or none.
+
+    `staging` must be on the file system of `final`. Every file is fsynced before the manifest is written; an old
+    artefact is exchanged and then removed.
+    """
+    try:
+        for name in (*manifest.files, *manifest.views):
+            _fsync(staging / name)
+        (staging / MANIFEST).write_text(manifest.to_json())
+        _fsync(staging / MANIFEST)
+        for folder in {(staging / name).parent for name in manifest.files} | {staging}:
+            _fsync(folder)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        if final.exists():
+            _exchange(staging, final)
+            shutil.rmtree(staging)
+        else:
+            os.rename(staging, final)
+        _fsync(final.parent)
+    except OSError as error:
+        raise SurroundingsError(f"{final} could not be written: {error.strerror or error}") from error
+    return Artifact(final, manifest)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Swaps two names atomically (renameat2 with RENAME_EXCHANGE); where the system has none, by three renames."""
+    at_cwd, exchange = -100, 2
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        if libc.renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0:
+            return
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise OSError(code, os.strerror(code), str(second))
+    aside = first.with_name(first.name + ".old")
+    os.rename(second, aside)
+    os.rename(first, second)
+    os.rename(aside, first)

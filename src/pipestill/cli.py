@@ -1,0 +1,133 @@
+"""The command line: one subcommand a stage, and those that look after the pipeline.
+
+Imports nothing heavy before a subcommand is chosen, so that `--help` answers at once; turns every outcome into the
+exit codes that the documentation promises.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from types import ModuleType
+
+from pipestill import __version__, launch
+from pipestill.errors import InputError, PipestillError, SurroundingsError
+
+COMMANDS = {
+    "example": "write an embedded data set as a folder of PNGs by class",
+    "dataset": "validate images and build an LMDB store",
+    "reference": "statistics, classifier and real-against-real floors",
+    "train": "train a teacher",
+    "tune": "choose each sampler's sigma range on the validation part",
+    "distill": "distil a few-step student with DMD2",
+    "sample": "sample images, sharded over ranks",
+    "evaluate": "measure a run's images against the reference",
+    "report": "one self-contained page with tables, curves and pictures",
+    "config": "compose parameters and write params.yaml",
+    "record": "let DVC record what Snakemake finished",
+    "sync": "let Snakemake accept what DVC brought",
+    "repro": "dvc repro that goes on after a time limit",
+    "trace": "print the chain from a figure back to the images",
+    "doctor": "check this installation and this project",
+}
+EXIT_CODES = (
+    "exit codes: 0 done, or nothing to do; 75 stopped with its state saved, start it again; "
+    "2 the input is wrong; 3 the surroundings failed; anything else is a bug"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand; returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] not in COMMANDS:
+        parser = _top_level()
+        parser.parse_args(arguments)
+        parser.print_help()
+        return 0 if not arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    if name not in ("config", "record", "sync", "repro", "trace", "doctor", "report", "example"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    code, message = _guarded(name, rest)
+    if message and not launch.is_rank():
+        print(f"pipestill {name}: {message}", file=sys.stderr)
+    launch.leave_outcome(code, message)
+    return code
+
+
+def _guarded(name: str, arguments: list[str]) -> tuple[int, str]:
+    """Runs the subcommand and turns what it raises into a code and one line; a bug shows its traceback."""
+    try:
+        module = importlib.import_module(f"pipestill.stages.{name}" if name in _stages() else f"pipestill.{name}")
+        parser = _parser(name, module)
+        return run(module, parser, arguments)
+    except PipestillError as error:
+        return error.exit_code, str(error)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            where = f" ({error.filename})" if error.filename else ""
+            return SurroundingsError.exit_code, f"{error.strerror}{where}: free some space or mend it, then go on"
+        traceback.print_exc()
+        return 1, f"{type(error).__name__}: {error}"
+    except KeyboardInterrupt:
+        return 130, "interrupted"
+    except Exception as error:
+        if type(error).__name__ in ("DistBackendError", "DistNetworkError") or "onnection closed by peer" in str(error):
+            return SurroundingsError.exit_code, "lost another rank; its state is kept, start it again"
+        traceback.print_exc()
+        return 1, f"{type(error).__name__}: {error}"
+
+
+def _stages() -> tuple[str, ...]:
+    return ("example", "dataset", "reference", "train", "tune", "distill", "sample", "evaluate", "report")
+
+
+def run(module: ModuleType, parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[int, str]:
+    """Parses and runs; a stage that wants several ranks is launched again under torchrun's agent."""
+    options = parser.parse_args(arguments)
+    deadline = getattr(options, "deadline_min", None)
+    if deadline is not None and "PIPESTILL_DEADLINE" not in os.environ:
+        import time
+
+        os.environ["PIPESTILL_DEADLINE"] = str(time.time() + 60 * deadline)
+    if hasattr(module, "ranks") and not launch.is_rank():
+        ranks = module.ranks(options)
+        if ranks > 1:
+            return launch.run_ranks(ranks, [parser.prog.split()[-1], *arguments])
+    code = module.main(options)
+    return int(code or 0), ""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def _parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"pipestill {name}",
+        description=(module.__doc__ or COMMANDS[name]).strip(),
+        epilog=f"examples:\n{module.EXAMPLES.rstrip()}\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return parser
+
+
+def _top_level() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="pipestill",
+        usage="pipestill COMMAND ...",
+        description="Distil a diffusion model into a few-step student, with measured quality.",
+        epilog=f"commands:\n{listing}\n\nexamples:\n  pipestill config experiment=digits\n"
+        f"  pipestill train --help\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"pipestill {__version__}")
+    return parser

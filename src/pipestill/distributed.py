@@ -1,0 +1,155 @@
+"""The group of ranks that does one stage: who this rank is, what ranks agree on, and how they fail together.
+
+It reads the variables that torchrun sets, and nothing else of the launcher's; without them the world is one rank and
+no process group exists. A control group over gloo carries small objects and stop requests.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipestill.errors import InputError
+
+Value = TypeVar("Value")
+
+
+@dataclass
+class World:
+    """One rank's view of the group."""
+
+    rank: int
+    size: int
+    device: torch.device
+    control: Any = None  # gloo process group for small objects; None when alone
+    stop: StopRequest = field(default_factory=lambda: StopRequest())
+
+    @property
+    def leader(self) -> bool:
+        return self.rank == 0
+
+    def broadcast(self, value: Value) -> Value:
+        """The leader's value on every rank (small picklable objects)."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every rank's value, in rank order, on every rank (small picklable objects)."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] = [None] * self.size
+        dist.all_gather_object(box, value, group=self.control)
+        return box
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, in place, on the tensor's own device."""
+        if self.size > 1:
+            dist.all_reduce(tensor, group=self.control if tensor.device.type == "cpu" else None)
+        return tensor
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier(group=self.control)
+
+    def should_stop(self) -> bool:
+        """Whether any rank was asked to stop or is past the deadline: the same answer on every rank."""
+        flag = torch.tensor([self.stop.requested()], dtype=torch.int32)
+        if self.size > 1:
+            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.control)
+        return bool(flag.item())
+
+    def counter(self, name: str) -> Counter:
+        """A shared counter that hands out 0, 1, 2, … over all ranks, each number once."""
+        return Counter(name, dist.distributed_c10d._get_default_store() if self.size > 1 else None)
+
+
+class Counter:
+    """Numbers handed to ranks as they become free, through the process group's store."""
+
+    def __init__(self, name: str, store: Any) -> None:
+        self._name, self._store, self._local = name, store, 0
+
+    def next(self) -> int:
+        if self._store is not None:
+            return int(self._store.add(self._name, 1)) - 1
+        self._local += 1
+        return self._local - 1
+
+
+class StopRequest:
+    """SIGTERM, SIGINT, SIGUSR2 and a deadline, folded into one question that a loop asks at its step boundary."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        deadline = os.environ.get("PIPESTILL_DEADLINE")  # Unix seconds, set by the launcher
+        self._deadline = float(deadline) if deadline else None
+
+    def requested(self) -> bool:
+        if self.reason is None and self._deadline is not None and time.time() >= self._deadline:
+            self.reason = "its time limit"
+        return self.reason is not None
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.reason = signal.Signals(number).name
+
+    def listen(self) -> None:
+        """Turns the stop signals into requests."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+            signal.signal(number, self._on_signal)
+
+
+def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """`auto` takes a GPU where there is one. Raises InputError where the wanted device is missing."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise InputError("operation.device=cuda, but torch sees no GPU here: use auto or cpu")
+    if wanted == "cpu" or not available:
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise InputError(
+            f"rank {local_rank} of this node has no GPU of its own (there are {torch.cuda.device_count()}): "
+            "lower operation.ranks"
+        )
+    return torch.device("cuda", local_rank)
+
+
+@contextmanager
+def world(*, device: str = "auto", threads: int = 1, timeout: float = 600.0) -> Iterator[World]:
+    """Joins the group of ranks and leaves it at the end; `timeout` is how long a collective may take, in seconds.
+
+    Threads are set for every rank: another number of threads gives other bits.
+    """
+    torch.set_num_threads(threads)
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    group = World(rank, size, chosen)
+    if size == 1:
+        yield group
+        return
+    limit = timedelta(seconds=timeout)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=limit)
+    try:
+        group.control = dist.new_group(backend="gloo", timeout=limit)
+        yield group
+        dist.barrier(group=group.control)
+    finally:
+        dist.destroy_process_group()
+

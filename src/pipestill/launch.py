@@ -1,0 +1,82 @@
+"""Starting ranks: one process, or torchrun's elastic agent on this node. Only this module knows how ranks are started.
+
+The same command line runs again in every rank; the ranks leave their outcomes behind, and the launcher turns them
+into one exit code and one message (torchrun itself turns every code into 1).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+OUTCOME = "PIPESTILL_OUTCOME"  # variable naming the folder in which ranks leave their outcomes
+
+
+def is_rank() -> bool:
+    """Whether this process is a rank already."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def run_ranks(ranks: int, argv: Sequence[str]) -> tuple[int, str]:
+    """Runs `pipestill <argv>` as `ranks` processes on this node; returns the exit code and its message.
+
+    A rank that fails ends the others within seconds; SIGTERM, SIGINT and SIGUSR2 reach every rank.
+    """
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # the agent's own lines name no cause that ranks do not name better
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with tempfile.TemporaryDirectory(prefix="pipestill-ranks-") as outcomes:
+        os.environ |= {OUTCOME: outcomes, "OMP_NUM_THREADS": "1"}
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=ranks,
+            run_id=f"pipestill-{os.getpid()}",
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            monitor_interval=0.1,
+            signals_to_handle="SIGTERM,SIGINT,SIGUSR2",
+        )
+        try:
+            elastic_launch(config, sys.executable)("-m", "pipestill", *argv)
+            return 0, ""
+        except ChildFailedError as error:
+            killed = {rank: failure.exitcode for rank, failure in error.failures.items() if failure.exitcode < 0}
+        except SignalException:
+            killed = {}
+        return _outcome(Path(outcomes), killed)
+
+
+def _outcome(folder: Path, killed: dict[int, int]) -> tuple[int, str]:
+    """The first outcome that a rank left; a rank that was killed left none and is named by its signal."""
+    left = []
+    for file in folder.iterdir():
+        if file.name.isdigit():
+            moment, code, message = file.read_text().split("\n", 2)
+            left.append((float(moment), int(file.name), int(code), message))
+    silent = {rank: code for rank, code in killed.items() if not (folder / str(rank)).exists()}
+    if silent:
+        rank, code = min(silent.items())
+        return 3, f"rank {rank} was ended by {signal.Signals(-code).name}; its state is kept, start it again"
+    for _, rank, code, message in sorted(left):
+        if code:
+            return code, message
+    return 3, "a rank ended without a word: see its output above"
+
+
+def leave_outcome(code: int, message: str) -> None:
+    """Leaves this rank's exit code and message where the launcher looks."""
+    folder = os.environ.get(OUTCOME)
+    if folder and is_rank():
+        rank = os.environ["RANK"]
+        partial = Path(folder, f".{rank}")
+        partial.write_text(f"{time.time()}\n{code}\n{message}")
+        partial.rename(Path(folder, rank))

@@ -1,0 +1,1 @@
+"""Builders and converters around Diffusers and Transformers networks, and model folders."""

@@ -1,0 +1,124 @@
+"""Model folders: a Diffusers network in `unet/` (EMA weights) and `unet_raw/`, and `model.json` that says how to use it.
+
+`UNet2DModel.from_pretrained(folder, subfolder="unet")` reads what is written here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from torch import Tensor
+
+from pipestill import artifacts
+from pipestill.artifacts import Artifact
+from pipestill.config import DenoiserParams
+from pipestill.diffusion.conditions import ClassCondition, Condition, NoCondition
+from pipestill.diffusion.denoiser import EDM
+from pipestill.diffusion.schedules import karras
+from pipestill.errors import InputError
+
+SUBFOLDERS = {"ema": "unet", "raw": "unet_raw"}
+
+
+@dataclass(frozen=True)
+class NativeSchedule:
+    """How a student was trained to be sampled: its steps, transition and sigma range."""
+
+    steps: int
+    transition: Literal["euler", "renoise"]
+    sigma_max: float
+    sigma_min: float
+    rho: float
+
+    def sigmas(self) -> Tensor:
+        return karras(self.steps, self.sigma_min, self.sigma_max, self.rho)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model is for: images [channels, resolution, resolution] in [-1, 1], classes by name, its adapter."""
+
+    role: Literal["teacher", "student"]
+    resolution: int
+    channels: int
+    classes: tuple[str, ...]  # empty: unconditional
+    unconditional_branch: bool  # whether 'no class' was trained, so that guidance has a meaning
+    denoiser: dict[str, Any]
+    native: NativeSchedule | None = None
+
+    def condition(self, labels: Tensor) -> Condition:
+        """Labels [N] int64 as this model takes them."""
+        if not self.classes:
+            return NoCondition(labels.shape[0])
+        return ClassCondition(labels, len(self.classes) if self.unconditional_branch else None)
+
+    @staticmethod
+    def from_json(text: str) -> ModelCard:
+        body = json.loads(text)
+        native = body.pop("native")
+        body["classes"] = tuple(body["classes"])
+        return ModelCard(**body, native=None if native is None else NativeSchedule(**native))
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: its denoiser on a device, its card, and the artefact that it came from."""
+
+    denoiser: EDM
+    card: ModelCard
+    artifact: Artifact
+
+    @property
+    def unet(self) -> UNet2DModel:
+        return self.denoiser.network
+
+
+def wrap(unet: UNet2DModel, params: DenoiserParams, autocast: torch.dtype | None = None) -> EDM:
+    """The adapter that the parameters name, around a network."""
+    return EDM(
+        unet,
+        sigma_data=params.sigma_data,
+        sigma_min=params.sigma_min,
+        sigma_max=params.sigma_max,
+        autocast=autocast,
+    )
+
+
+def save_model(folder: Path, card: ModelCard, unet: UNet2DModel, weights: dict[str, dict[str, Tensor]]) -> None:
+    """Writes card and network; `weights` maps `ema` and `raw` to state dicts of `unet`. The same bytes each time."""
+    (folder / "model.json").write_text(json.dumps(asdict(card), indent=1, sort_keys=True) + "\n")
+    current = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    for which, state in weights.items():
+        unet.load_state_dict(state)
+        unet.save_pretrained(folder / SUBFOLDERS[which], safe_serialization=True)
+    unet.load_state_dict(current)
+
+
+def read_card(path: Path) -> tuple[Artifact, ModelCard]:
+    """The card of a model artefact, without its weights. Raises InputError."""
+    artifact = artifacts.read(path, "model")
+    try:
+        return artifact, ModelCard.from_json(artifact.file("model.json").read_text())
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path / 'model.json'} cannot be read ({error}): rebuild the model") from error
+
+
+def load_model(
+    path: Path,
+    *,
+    weights: Literal["ema", "raw"] = "ema",
+    device: torch.device | None = None,
+    autocast: torch.dtype | None = None,
+) -> Model:
+    """Loads a model artefact for use: eval mode, no gradients. Raises InputError."""
+    artifact, card = read_card(path)
+    artifact.file(f"{SUBFOLDERS[weights]}/config.json")
+    unet = UNet2DModel.from_pretrained(path, subfolder=SUBFOLDERS[weights], local_files_only=True, low_cpu_mem_usage=False)
+    denoiser = wrap(unet, DenoiserParams.model_validate(card.denoiser), autocast)
+    denoiser.requires_grad_(False).eval().to(device or torch.device("cpu"))
+    return Model(denoiser, card, artifact)

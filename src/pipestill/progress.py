@@ -1,0 +1,71 @@
+"""What a person sees while waiting: a bar on a terminal, a plain line every few seconds in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+LINE_EVERY = 5.0  # seconds between lines where no terminal is
+
+
+class Bar:
+    """A bar with rate and time left; `show=False` (ranks other than the leader) prints nothing."""
+
+    def __init__(self, label: str, total: int, *, done: int = 0, unit: str = "it", show: bool = True) -> None:
+        self._label, self._total, self._unit, self._show = label, total, unit, show
+        self._done = self._first = done
+        self._started = self._last_line = time.monotonic()
+        self._figures = ""
+        self._bar = None
+        if show and sys.stderr.isatty():
+            self._bar = tqdm(desc=label, total=total, initial=done, unit=unit, dynamic_ncols=True)
+
+    def advance(self, count: int = 1, **figures: float) -> None:
+        """Counts `count` more as done and shows the figures beside it."""
+        self._done += count
+        if figures:
+            self._figures = " ".join(f"{name}={value:.4g}" for name, value in figures.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._figures, refresh=False)
+            self._bar.update(count)
+        elif self._show and time.monotonic() - self._last_line >= LINE_EVERY:
+            self._line()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self._show:
+            self._line()
+
+    def _line(self) -> None:
+        now = self._last_line = time.monotonic()
+        rate = (self._done - self._first) / max(now - self._started, 1e-9)
+        left = (self._total - self._done) / rate if rate else 0.0
+        share = 100 * self._done / max(self._total, 1)
+        print(
+            f"{self._label}: {self._done}/{self._total} ({share:.0f}%), {rate:.4g} {self._unit}/s, "
+            f"{left:.0f} s left {self._figures}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def track(items: Iterable[Item], label: str, total: int, *, unit: str = "it", show: bool = True) -> Iterator[Item]:
+    """Yields the items, counting each on a bar when it has been worked on."""
+    bar = Bar(label, total, unit=unit, show=show)
+    try:
+        for item in items:
+            yield item
+            bar.advance()
+    finally:
+        bar.close()
+
+
+def say(message: str) -> None:
+    """One plain line for a person, on standard error."""
+    print(message, file=sys.stderr, flush=True)

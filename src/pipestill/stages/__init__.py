@@ -1,0 +1,1 @@
+"""The stages: thin, each reading like the paragraph that describes it."""
