@@ -143,6 +143,8 @@ class DenoiserParams(Section):
     sigma_data: Sigma = 0.5
     sigma_min: Sigma = 0.002
     sigma_max: Sigma = 80.0
+    p_mean: float = -1.2  # training noise: ln sigma ~ N(p_mean, p_std²)
+    p_std: Annotated[float, Field(gt=0)] = 1.2
 
 
 class EmaParams(Section):
@@ -157,7 +159,6 @@ class EmaParams(Section):
 class OptimizerParams(Section):
     """AdamW with linear warm-up and a schedule."""
 
-    learning_rate: Rate = 2e-3
     betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: Weight = 0.01
     warmup: Count = 50  # updates
@@ -172,11 +173,10 @@ class TrainingParams(Section):
     iterations: Positive = 2000
     batch: Positive = 128  # images an update, over all ranks and accumulation steps
     accumulation: Positive = 1
+    learning_rate: Rate = 2e-3
     optimizer: OptimizerParams = OptimizerParams()
     ema: EmaParams = EmaParams()
     label_dropout: Fraction = 0.1
-    p_mean: float = -1.2
-    p_std: Annotated[float, Field(gt=0)] = 1.2
     precision: Precision = "fp32"
     compile: bool = False
     checkpointing: bool = False
@@ -242,6 +242,13 @@ class GanParams(Section):
         return self.generator_weight > 0 or self.discriminator_weight > 0
 
 
+class FakeScoreParams(Section):
+    """Training of the fake score on the student's samples; `noise` names the law of its noise levels."""
+
+    noise: Literal["ladder", "training"] = "ladder"
+    weight: Weight = 1.0
+
+
 class ValidationParams(Section):
     """The validation distance during distillation; the best checkpoint is kept by it."""
 
@@ -264,15 +271,15 @@ class StudentParams(Section):
     rho: Annotated[float, Field(gt=0)] = 7.0
     iterations: Positive = 300  # generator updates
     update_ratio: Positive = 5  # fake-score updates a generator update
+    rollout: Literal["fresh", "every_step"] = "every_step"
     batch: Positive = 128
     generator_lr: Rate = 1.5e-4
     fake_score_lr: Rate = 1.5e-4
-    generator_optimizer: OptimizerParams = OptimizerParams(betas=(0.9, 0.999), warmup=10, schedule="constant")
-    fake_score_optimizer: OptimizerParams = OptimizerParams(betas=(0.9, 0.999), warmup=10, schedule="constant")
+    optimizer: OptimizerParams = OptimizerParams(betas=(0.9, 0.999), warmup=10)  # of generator and fake score
     label_dropout: Fraction = 0.1
     dm: DistributionMatchingParams = DistributionMatchingParams()
     gan: GanParams = GanParams()
-    fake_score_weight: Weight = 1.0
+    fake_score: FakeScoreParams = FakeScoreParams()
     ema: EmaParams = EmaParams(decay=0.99)
     validation: ValidationParams = ValidationParams()
     precision: Precision = "fp32"
@@ -361,7 +368,7 @@ class OperationParams(Section):
     save_every: Annotated[float, Field(gt=0)] = 60.0  # seconds between saved states
     keep_states: Positive = 2
     preview_every: Count = 0  # updates between sample grids; 0 switches them off
-    log_every: Positive = 20  # updates
+    log_every: Positive = 20  # updates between figures taken from the device, logged and checked for NaN
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     timeout: Annotated[float, Field(gt=0)] = 600.0  # seconds a collective may take
     record: bool = True  # let Snakemake's end call `pipestill record`

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,12 +66,13 @@ class World:
         if self.size > 1:
             dist.barrier(group=self.control)
 
-    def should_stop(self) -> bool:
-        """Whether any rank was asked to stop or is past the deadline: the same answer on every rank."""
-        flag = torch.tensor([self.stop.requested()], dtype=torch.int32)
-        if self.size > 1:
-            dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.control)
-        return bool(flag.item())
+    def agree(self, *wishes: bool) -> tuple[bool, ...]:
+        """For each wish, whether any rank has it: the same answer on every rank."""
+        if self.size == 1:
+            return wishes
+        flags = torch.tensor(wishes, dtype=torch.int32)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=self.control)
+        return tuple(bool(flag) for flag in flags.tolist())
 
     def counter(self, name: str) -> Counter:
         """A shared counter that hands out 0, 1, 2, … over all ranks, each number once."""
@@ -107,7 +109,9 @@ class StopRequest:
         self.reason = signal.Signals(number).name
 
     def listen(self) -> None:
-        """Turns the stop signals into requests."""
+        """Turns the stop signals into requests (in the main thread; elsewhere signals are not ours to take)."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
             signal.signal(number, self._on_signal)
 
@@ -140,6 +144,7 @@ def world(*, device: str = "auto", threads: int = 1, timeout: float = 600.0) -> 
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     group = World(rank, size, chosen)
+    group.stop.listen()
     if size == 1:
         yield group
         return

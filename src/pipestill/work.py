@@ -21,7 +21,7 @@ from typing import Any
 
 from pipestill import artifacts, digests
 from pipestill.artifacts import Artifact, InputEntry, Manifest
-from pipestill.errors import InputError, SurroundingsError
+from pipestill.errors import InputError, Stopped, SurroundingsError
 
 
 def runs_root() -> Path:
@@ -141,7 +141,12 @@ def open_work(
             work.folder.mkdir(parents=True, exist_ok=True)
             leftover = output.with_name(f".{output.name}.partial")
             shutil.rmtree(leftover, ignore_errors=True)
-        yield work
+        try:
+            yield work
+        except Stopped:
+            if leader:
+                work.record()  # so that the seconds of all attempts add up
+            raise
 
 
 @contextmanager

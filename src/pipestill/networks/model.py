@@ -85,6 +85,8 @@ def wrap(unet: UNet2DModel, params: DenoiserParams, autocast: torch.dtype | None
         sigma_data=params.sigma_data,
         sigma_min=params.sigma_min,
         sigma_max=params.sigma_max,
+        p_mean=params.p_mean,
+        p_std=params.p_std,
         autocast=autocast,
     )
 

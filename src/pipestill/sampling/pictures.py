@@ -1,0 +1,40 @@
+"""Pictures for people: grids of samples as PNG, the same bytes for the same pixels."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipestill.work import write_atomic
+
+SMALLEST_SIDE = 32  # a cell smaller than this is enlarged by a whole factor, nearest pixel
+
+
+def grid(images: NDArray[np.uint8], *, columns: int, gap: int = 2) -> NDArray[np.uint8]:
+    """Images uint8 [N, H, W, C] in rows of `columns`, white gaps of `gap` pixels between: uint8 [H', W', C]."""
+    factor = max(1, -(-SMALLEST_SIDE // images.shape[1]))
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    shape = (rows * (height + gap) + gap, columns * (width + gap) + gap, channels)
+    picture = np.full(shape, 255, dtype=np.uint8)
+    for index, image in enumerate(images):
+        top, left = gap + index // columns * (height + gap), gap + index % columns * (width + gap)
+        picture[top : top + height, left : left + width] = image
+    return picture
+
+
+def png_bytes(picture: NDArray[np.uint8]) -> bytes:
+    """uint8 [H, W, 1 or 3] as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def save_png(picture: NDArray[np.uint8], path: Path) -> None:
+    """Writes a picture whole or not at all."""
+    write_atomic(path, png_bytes(picture))

@@ -1,0 +1,115 @@
+"""Train a teacher: a class-conditional EDM denoiser on the dataset's train part, over any number of ranks.
+
+Goes on from its newest saved state by itself; a changed parameter or input begins anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipestill import artifacts
+from pipestill.config import OperationParams, TeacherParams
+from pipestill.progress import say
+from pipestill.stages.common import add_common, add_launch, entry, load_params, ranks_of
+from pipestill.work import open_work
+
+if TYPE_CHECKING:
+    from pipestill.artifacts import Artifact
+
+VERSION = 1
+EXAMPLES = """\
+  pipestill train --name teacher --dataset artifacts/dataset --output artifacts/models/teacher
+  pipestill train --name teacher --dataset artifacts/dataset --output /tmp/teacher --ranks 2 \\
+      teachers.teacher.training.iterations=500
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_common(parser, name="which entry of `teachers`")
+    parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="dataset artefact")
+    add_launch(parser)
+
+
+def ranks(options: argparse.Namespace) -> int:
+    return ranks_of(options, "train")
+
+
+def main(options: argparse.Namespace) -> None:
+    params = load_params(options)
+    teacher = entry(params.teachers, options.name, "teachers")
+    train(teacher, name=options.name, dataset=options.dataset, output=options.output, operation=params.operation)
+
+
+def train(
+    teacher: TeacherParams, *, name: str, dataset: Path, output: Path, operation: OperationParams
+) -> Artifact | None:
+    """Trains the teacher that the parameters describe; returns its artefact on the leader.
+
+    Raises InputError (data and network do not fit), SurroundingsError (NaN, full disk, lost rank) and Stopped.
+    """
+    source = artifacts.read(dataset, "dataset")
+    from pipestill import distributed
+
+    threads = teacher.training.threads
+    with (
+        distributed.world(device=operation.device, threads=threads, timeout=operation.timeout) as world,
+        open_work(
+            kind="model",
+            stage="train",
+            version=VERSION,
+            parameters=teacher.plain(),
+            inputs={"dataset": source.as_input},
+            output=output,
+            leader=world.leader,
+        ) as work,
+    ):
+        if world.broadcast(work.done is not None):
+            if world.leader:
+                say(f"{output} is there and verifies: nothing to do")
+            return work.done
+
+        from pipestill.data.store import open_dataset
+        from pipestill.networks.model import ModelCard, save_model, wrap
+        from pipestill.networks.unet import as_tensors, build_unet, parameter_count
+        from pipestill.sampling.preview import Preview
+        from pipestill.training.loop import run
+        from pipestill.training.ranks import autocast_type, prepare, seed_torch
+        from pipestill.training.teacher import TeacherTraining
+        from pipestill.training.tracking import Silent, open_trackers
+
+        data = open_dataset(dataset)
+        classes = len(data.classes) or None
+        seed_torch(teacher.training.seed, 0, 0)  # the weights' start
+        unet = build_unet(teacher.network, resolution=data.resolution, channels=data.channels, classes=classes)
+        card = ModelCard(
+            role="teacher",
+            resolution=data.resolution,
+            channels=data.channels,
+            classes=data.classes,
+            unconditional_branch=bool(data.classes) and teacher.training.label_dropout > 0,
+            denoiser=teacher.denoiser.plain(),
+        )
+        denoiser = wrap(unet, teacher.denoiser, autocast_type(teacher.training.precision))
+        prepare(denoiser, teacher.training, world)
+        training = TeacherTraining(denoiser, card, data, teacher.training, world, operation.cache)
+        if world.leader:
+            say(f"{name}: {parameter_count(unet):,} parameters, {len(data.split['train']):,} images, {world.size} ranks")
+        follow = open_trackers(operation.trackers, work.folder, name, teacher.plain()) if world.leader else Silent()
+        preview = Preview(denoiser, card, training.ema, work.folder / "previews", follow) if world.leader else None
+        try:
+            curves = run(
+                training, work=work, world=world, operation=operation, label=f"train {name}", tracker=follow, preview=preview
+            )
+        finally:
+            follow.close()
+        if not world.leader:
+            return None
+        staging = work.staging()
+        save_model(staging, card, unet, {"ema": training.ema.tensors, "raw": as_tensors(unet)})
+        curves.write(staging / "curves.csv")
+        artifact = work.publish(staging, {"parameters": parameter_count(unet), **curves.last()})
+        work.record(finished=True, updates=teacher.training.iterations, ranks=world.size, pid=os.getpid())
+        return artifact

@@ -1,0 +1,156 @@
+"""The loop that every training runs in: resume, update, check, log, validate, save, stop.
+
+What is trained is a `Training`; the loop knows nothing of it but this protocol, so teacher and student share it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pipestill.config import OperationParams
+from pipestill.distributed import World
+from pipestill.errors import Stopped, SurroundingsError
+from pipestill.progress import Bar, say
+from pipestill.training import state as states
+from pipestill.training.curves import Curves
+from pipestill.training.tracking import Tracker
+from pipestill.work import Work
+
+
+class Training(Protocol):
+    """What the loop trains. Every method is called on every rank at the same step."""
+
+    updates: int
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        """Does update `step` (from 0); returns its figures as scalars on the device."""
+        ...
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Figures after `step` updates, the same on every rank; empty where none are due."""
+        ...
+
+    def warm_up(self) -> None:
+        """Fixes whatever the first update would otherwise fix (DDP's buckets), changing no weight."""
+        ...
+
+    def state(self) -> dict[str, Any]: ...
+
+    def load(self, state: dict[str, Any]) -> None: ...
+
+
+def run(
+    training: Training,
+    *,
+    work: Work,
+    world: World,
+    operation: OperationParams,
+    label: str,
+    tracker: Tracker,
+    preview: Callable[[int], None] | None = None,
+) -> Curves:
+    """Trains to the end, from the newest saved state if there is one; returns the curves.
+
+    Raises Stopped (state saved) on request or at the deadline, SurroundingsError at the first update whose figures
+    are not finite (the last good state is kept).
+    """
+    curves = Curves(training.updates)
+    first = _resume(training, curves, work, world)
+    training.warm_up()
+    figures = _Figures(world, curves, tracker, first)
+    bar = Bar(label, training.updates, done=first, unit="updates", show=world.leader)
+    last_saved = time.monotonic()
+
+    def save(step: int) -> None:
+        nonlocal last_saved
+        figures.flush()
+        if world.leader:
+            body = {"training": training.state(), "curves": curves.state()}
+            states.save(work.state, step, body, key=work.key, keep=operation.keep_states)
+        last_saved = time.monotonic()
+
+    try:
+        for step in range(first, training.updates):
+            figures.append(training.update(step))
+            done = step + 1
+            if done % operation.log_every == 0 or done == training.updates:
+                bar.advance(0, **figures.flush())
+            bar.advance()
+            marked = training.validate(done)
+            if marked:
+                figures.flush()
+                curves.mark(done, marked)
+                tracker.log(done, marked)
+                bar.advance(0, **marked)
+            if preview is not None and operation.preview_every and done % operation.preview_every == 0:
+                preview(done)
+            if done == training.updates:
+                break
+            stop, due = world.agree(
+                world.stop.requested(), time.monotonic() - last_saved >= operation.save_every and world.leader
+            )
+            if stop or due:
+                save(done)
+            if stop:
+                raise Stopped(
+                    f"stopped by {world.stop.reason or 'another rank'} after update {done} of {training.updates}, "
+                    "state saved: start it again to go on"
+                )
+    finally:
+        bar.close()
+    return curves
+
+
+def _resume(training: Training, curves: Curves, work: Work, world: World) -> int:
+    """Loads the newest state; every rank reads the step that the leader found. Returns the updates done."""
+    found = states.load_newest(work.state, key=work.key, device=world.device)
+    steps = world.gather(found[0] if found else 0)
+    if len(set(steps)) > 1:
+        raise SurroundingsError(f"ranks see different states ({steps}): is {work.state} on a shared file system?")
+    if found is None:
+        return 0
+    step, body = found
+    training.load(body["training"])
+    curves.load(body["curves"])
+    if world.leader:
+        say(f"going on after update {step} of {training.updates}")
+    return step
+
+
+class _Figures:
+    """Figures of updates, kept on the device until they are due, then averaged over ranks and checked."""
+
+    def __init__(self, world: World, curves: Curves, tracker: Tracker, first: int) -> None:
+        self._world, self._curves, self._tracker = world, curves, tracker
+        self._waiting: list[dict[str, Tensor]] = []
+        self._step = first
+
+    def append(self, figures: dict[str, Tensor]) -> None:
+        self._waiting.append(figures)
+
+    def flush(self) -> dict[str, float]:
+        """Takes the waiting figures to the host; returns the last update's."""
+        last: dict[str, float] = {}
+        if not self._waiting:
+            return last
+        flat = torch.stack([value.detach().float() for figures in self._waiting for value in figures.values()])
+        values = iter((self._world.sum(flat) / self._world.size).tolist())
+        for figures in self._waiting:
+            self._step += 1
+            last = {name: next(values) for name in figures}
+            for name, value in last.items():
+                if not math.isfinite(value):
+                    raise SurroundingsError(
+                        f"{name} became {value} at update {self._step}: the last good state is kept; "
+                        "lower the learning rate or use fp32, which begins anew under the new parameters"
+                    )
+            self._curves.add(self._step, last)
+            self._tracker.log(self._step, last)
+        self._waiting = []
+        return last

@@ -1,0 +1,41 @@
+"""Saved states: what a training needs to go on as if nothing had happened, written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipestill.errors import InputError
+from pipestill.progress import say
+from pipestill.work import write_atomic
+
+
+def save(folder: Path, step: int, state: dict[str, Any], *, key: str, keep: int) -> None:
+    """Writes `state-<step>.pt` and drops all but the newest `keep`. Raises SurroundingsError (full disk)."""
+    buffer = io.BytesIO()
+    torch.save({"key": key, "step": step, "state": state}, buffer)
+    write_atomic(folder / f"state-{step:09d}.pt", buffer.getvalue())
+    for old in saved(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+
+
+def saved(folder: Path) -> list[Path]:
+    """The states in a folder, oldest first."""
+    return sorted(folder.glob("state-*.pt"))
+
+
+def load_newest(folder: Path, *, key: str, device: torch.device) -> tuple[int, dict[str, Any]] | None:
+    """The newest readable state as (step, state), or None. Raises InputError for one of other parameters."""
+    for path in reversed(saved(folder)):
+        try:
+            body = torch.load(path, map_location=device, weights_only=True)
+        except Exception as error:  # whatever a damaged file makes torch raise: the one before it serves
+            say(f"{path} cannot be read ({type(error).__name__}): going on from the state before it")
+            continue
+        if body["key"] != key:
+            raise InputError(f"{path} belongs to other parameters or inputs: remove {folder} to begin anew")
+        return int(body["step"]), body["state"]
+    return None

@@ -1,0 +1,129 @@
+"""Teacher training: the EDM loss on real images, with label dropout, gradient accumulation, EMA and DDP."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipestill import counter
+from pipestill.config import TrainingParams
+from pipestill.data.loader import Batch, Loader
+from pipestill.data.store import Dataset
+from pipestill.diffusion.denoiser import EDM
+from pipestill.distributed import World
+from pipestill.errors import InputError
+from pipestill.networks.model import ModelCard
+from pipestill.training import optimizers
+from pipestill.training.ema import Ema, decay_at
+from pipestill.training.losses import denoising_loss
+from pipestill.training.ranks import averaged, distributed, seed_torch, synchronised, to_network
+
+VALIDATION_IMAGES = 1024
+
+
+class TeacherTraining:
+    """Trains a denoiser on a dataset's train part; a `Training` for the loop.
+
+    All randomness belongs to positions of the data stream, so an update is a function of its number.
+    """
+
+    def __init__(
+        self, denoiser: EDM, card: ModelCard, dataset: Dataset, params: TrainingParams, world: World, cache: str
+    ) -> None:
+        if params.batch % (world.size * params.accumulation):
+            raise InputError(
+                f"training.batch={params.batch} cannot be shared by {world.size} ranks x "
+                f"{params.accumulation} accumulation steps"
+            )
+        self.updates = params.iterations
+        self._denoiser, self._card, self._dataset, self._params, self._world = denoiser, card, dataset, params, world
+        self._loader = Loader(
+            dataset,
+            "train",
+            batch=params.batch,
+            seed=params.seed,
+            rank=world.rank,
+            size=world.size,
+            cache=cache,
+            device=world.device,
+        )
+        self._trained = distributed(denoiser, world)
+        self._optimizer = optimizers.adamw(denoiser.parameters(), params.learning_rate, params.optimizer)
+        self.ema = Ema(denoiser.network)
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        params = self._params
+        seed_torch(params.seed, step, self._world.rank)  # dropout inside the network
+        batch = self._loader.batch(step)
+        parts = params.accumulation
+        total = torch.zeros((), device=self._world.device)
+        for part in range(parts):
+            rows = slice(part * len(batch.labels) // parts, (part + 1) * len(batch.labels) // parts)
+            with synchronised(self._trained, last=part == parts - 1):
+                loss = self._loss(self._trained, batch, rows) / parts
+                loss.backward()
+            total += loss.detach()
+        norm = optimizers.step(self._optimizer, params.learning_rate, params.optimizer, step, self.updates)
+        decay = decay_at(params.ema, seen=(step + 1) * params.batch, batch=params.batch)
+        self.ema.update(self._denoiser.network, decay)
+        return {"loss": total, "gradient_norm": norm}
+
+    def _loss(self, denoise: nn.Module, batch: Batch, rows: slice) -> Tensor:
+        """EDM's loss on some rows of a batch; noise, noise level and label dropout belong to stream positions."""
+        params = self._params
+        images, items = batch.images[rows], batch.positions[rows].to(self._world.device)
+        sigma, eps = self._noise("train", items, images)
+        condition = self._card.condition(batch.labels[rows])
+        if params.label_dropout > 0 and self._card.classes:
+            condition = condition.dropped(counter.uniform(params.seed, "train/drop", items) < params.label_dropout)
+        return denoising_loss(denoise, images, sigma, eps, condition, self._denoiser.training_weight(sigma))
+
+    def _noise(self, purpose: str, items: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        level = counter.normal(self._params.seed, f"{purpose}/sigma", items)
+        sigma = self._denoiser.training_sigma(level)
+        return sigma, counter.normal(self._params.seed, f"{purpose}/noise", items, images.shape[1:])
+
+    def warm_up(self) -> None:
+        """One backward without a step: DDP orders its buckets in its first, so that a resumed run sums as this one."""
+        if self._world.size == 1:
+            return
+        self._loss(self._trained, self._loader.batch(0), slice(None)).backward()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def validate(self, step: int) -> dict[str, float]:
+        """The EMA's loss on the validation part with noise fixed by item, shared over ranks."""
+        every = self._params.validate_every
+        if not every or (step % every and step != self.updates):
+            return {}
+        held_out = self._dataset.split["validation"][:VALIDATION_IMAGES]
+        if not len(held_out):
+            return {}
+        total = torch.zeros((), dtype=torch.float64)
+        with averaged(self._denoiser.network, self.ema):
+            size = self._params.batch
+            for block in range(self._world.rank, math.ceil(len(held_out) / size), self._world.size):
+                indices = held_out[block * size : (block + 1) * size]
+                images = to_network(torch.from_numpy(self._dataset.images(indices)), self._world.device)
+                items = torch.from_numpy(indices).to(self._world.device)
+                condition = self._card.condition(torch.from_numpy(self._dataset.labels[indices]).to(self._world.device))
+                sigma, eps = self._noise("validate", items, images)
+                weight = self._denoiser.training_weight(sigma)
+                loss = denoising_loss(self._denoiser, images, sigma, eps, condition, weight)
+                total += float(loss) * len(indices)
+        return {"validation_loss": float(self._world.sum(total)) / len(held_out)}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "network": self._denoiser.network.state_dict(),
+            "ema": self.ema.tensors,
+            "optimizer": self._optimizer.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._denoiser.network.load_state_dict(state["network"])
+        self.ema.load(state["ema"])
+        self._optimizer.load_state_dict(state["optimizer"])
