@@ -226,7 +226,7 @@ class DistributionMatchingParams(Section):
 
 
 class GanParams(Section):
-    """The diffusion GAN on an encoder's bottleneck; both weights at 0 switch it off."""
+    """The diffusion GAN on an encoder's bottleneck; discriminator_weight=0 switches it off."""
 
     generator_weight: Weight = 3e-3
     discriminator_weight: Weight = 1e-2
@@ -239,7 +239,13 @@ class GanParams(Section):
 
     @property
     def on(self) -> bool:
-        return self.generator_weight > 0 or self.discriminator_weight > 0
+        return self.discriminator_weight > 0
+
+    @model_validator(mode="after")
+    def _someone_judges(self) -> Self:
+        if self.generator_weight > 0 and self.discriminator_weight == 0:
+            raise ValueError("generator_weight > 0 needs a trained discriminator: discriminator_weight > 0")
+        return self
 
 
 class FakeScoreParams(Section):

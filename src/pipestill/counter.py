@@ -82,4 +82,3 @@ def normal(seed: int, purpose: str, items: Tensor, shape: Sequence[int] = (), dr
     radius, angle = torch.sqrt(-2.0 * torch.log(u)), (2.0 * math.pi) * v
     both = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
     return both[:, :count].to(torch.float32).reshape(items.numel(), *shape)
-

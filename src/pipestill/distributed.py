@@ -157,4 +157,3 @@ def world(*, device: str = "auto", threads: int = 1, timeout: float = 600.0) -> 
         dist.barrier(group=group.control)
     finally:
         dist.destroy_process_group()
-

@@ -60,13 +60,13 @@ def _outcome(folder: Path, killed: dict[int, int]) -> tuple[int, str]:
     left = []
     for file in folder.iterdir():
         if file.name.isdigit():
-            moment, code, message = file.read_text().split("\n", 2)
-            left.append((float(moment), int(file.name), int(code), message))
-    silent = {rank: code for rank, code in killed.items() if not (folder / str(rank)).exists()}
+            moment, exit_code, message = file.read_text().split("\n", 2)
+            left.append((float(moment), int(file.name), int(exit_code), message))
+    silent = sorted((rank, -number) for rank, number in killed.items() if not (folder / str(rank)).exists())
     if silent:
-        rank, code = min(silent.items())
-        return 3, f"rank {rank} was ended by {signal.Signals(-code).name}; its state is kept, start it again"
-    for _, rank, code, message in sorted(left):
+        first, number = silent[0]
+        return 3, f"rank {first} was ended by {signal.Signals(number).name}; its state is kept, start it again"
+    for _, _, code, message in sorted(left):
         if code:
             return code, message
     return 3, "a rank ended without a word: see its output above"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -74,7 +75,7 @@ def renoise(denoise: Denoise, x: Tensor, sigmas: Tensor, condition: Condition, n
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, condition: Condition, noise: Noise) -> Tensor:
     """Heun's second-order method (Karras et al. 2022, algorithm 1): 2·steps - 1 evaluations."""
     levels = sigmas.tolist()
-    for sigma, sigma_next in zip(levels[:-1], levels[1:], strict=True):
+    for sigma, sigma_next in pairwise(levels):
         x = _heun_step(denoise, x, sigma, sigma_next, condition)
     return x
 
@@ -99,7 +100,7 @@ class StochasticHeun:
 
     def __call__(self, denoise: Denoise, x: Tensor, sigmas: Tensor, condition: Condition, noise: Noise) -> Tensor:
         levels = sigmas.tolist()
-        for i, (sigma, sigma_next) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
             inside = self.s_min <= sigma <= self.s_max
             gamma = min(self.churn / (len(levels) - 1), math.sqrt(2) - 1) if inside else 0.0
             higher = sigma * (1 + gamma)
@@ -116,7 +117,7 @@ def dpm_solver_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, condition: Condit
     """
     levels = sigmas.tolist()
     previous, h_previous = None, 0.0
-    for sigma, sigma_next in zip(levels[:-1], levels[1:], strict=True):
+    for sigma, sigma_next in pairwise(levels):
         x0 = denoise(x, _at(sigma, x), condition)
         if sigma_next == 0:
             return x0

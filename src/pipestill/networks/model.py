@@ -1,4 +1,4 @@
-"""Model folders: a Diffusers network in `unet/` (EMA weights) and `unet_raw/`, and `model.json` that says how to use it.
+"""Model folders: Diffusers networks in `unet/` (EMA weights) and `unet_raw/`, and `model.json`, their use.
 
 `UNet2DModel.from_pretrained(folder, subfolder="unet")` reads what is written here.
 """
@@ -120,7 +120,9 @@ def load_model(
     """Loads a model artefact for use: eval mode, no gradients. Raises InputError."""
     artifact, card = read_card(path)
     artifact.file(f"{SUBFOLDERS[weights]}/config.json")
-    unet = UNet2DModel.from_pretrained(path, subfolder=SUBFOLDERS[weights], local_files_only=True, low_cpu_mem_usage=False)
+    unet = UNet2DModel.from_pretrained(
+        path, subfolder=SUBFOLDERS[weights], local_files_only=True, low_cpu_mem_usage=False
+    )
     denoiser = wrap(unet, DenoiserParams.model_validate(card.denoiser), autocast)
     denoiser.requires_grad_(False).eval().to(device or torch.device("cpu"))
     return Model(denoiser, card, artifact)

@@ -96,12 +96,20 @@ def train(
         prepare(denoiser, teacher.training, world)
         training = TeacherTraining(denoiser, card, data, teacher.training, world, operation.cache)
         if world.leader:
-            say(f"{name}: {parameter_count(unet):,} parameters, {len(data.split['train']):,} images, {world.size} ranks")
+            say(
+                f"{name}: {parameter_count(unet):,} parameters, {len(data.split['train']):,} images, {world.size} ranks"
+            )
         follow = open_trackers(operation.trackers, work.folder, name, teacher.plain()) if world.leader else Silent()
         preview = Preview(denoiser, card, training.ema, work.folder / "previews", follow) if world.leader else None
         try:
             curves = run(
-                training, work=work, world=world, operation=operation, label=f"train {name}", tracker=follow, preview=preview
+                training,
+                work=work,
+                world=world,
+                operation=operation,
+                label=f"train {name}",
+                tracker=follow,
+                preview=preview,
             )
         finally:
             follow.close()

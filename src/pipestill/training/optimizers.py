@@ -30,9 +30,7 @@ def adamw(parameters: Iterable[nn.Parameter], base: float, params: OptimizerPara
     return torch.optim.AdamW(trained, lr=base, betas=params.betas, weight_decay=params.weight_decay, fused=True)
 
 
-def step(
-    optimizer: torch.optim.Optimizer, base: float, params: OptimizerParams, update: int, updates: int
-) -> Tensor:
+def step(optimizer: torch.optim.Optimizer, base: float, params: OptimizerParams, update: int, updates: int) -> Tensor:
     """Clips the gradients, sets the rate, steps and clears; returns the gradient norm before clipping, a scalar."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = nn.utils.clip_grad_norm_(parameters, params.clip if params.clip > 0 else math.inf, foreach=True)

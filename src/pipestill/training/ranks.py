@@ -41,10 +41,10 @@ def prepare(denoiser: EDM, params: NumericParams, world: World) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = not params.deterministic
-        denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        denoiser.to(memory_format=torch.channels_last)
     denoiser.to(world.device)
     if params.checkpointing:
-        denoiser.network.enable_gradient_checkpointing()
+        denoiser.network.enable_gradient_checkpointing()  # type: ignore[operator]
     if params.compile:
         denoiser.network.compile()
 

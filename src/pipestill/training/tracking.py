@@ -1,4 +1,4 @@
-"""Trackers: one small interface for whoever wants a training's figures; the log under the run's folder is always kept."""
+"""Trackers: one small interface for a training's figures; the log under the run's folder is always kept."""
 
 from __future__ import annotations
 

@@ -1,0 +1,273 @@
+"""DMD2 (Yin et al. 2024): student, fake score and discriminator trained in turn against a frozen teacher.
+
+Every draw belongs to an item, so a turn is a function of its number, and ranks agree on the stop step without asking.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipestill import counter
+from pipestill.config import StudentParams
+from pipestill.data.loader import Loader
+from pipestill.diffusion.conditions import Condition
+from pipestill.diffusion.denoiser import EDM, per_sample
+from pipestill.diffusion.guidance import guided
+from pipestill.distillation import losses, rollout
+from pipestill.distillation.discriminator import FakeScore
+from pipestill.distillation.rollout import States
+from pipestill.distillation.validation import Validation
+from pipestill.distributed import World
+from pipestill.errors import InputError
+from pipestill.networks.model import ModelCard
+from pipestill.training import optimizers
+from pipestill.training.ema import Ema, decay_at
+from pipestill.training.ranks import distributed
+
+
+class Distillation:
+    """One student's training; a `Training` for the loop. One update is a generator update and its fake-score updates.
+
+    Networks run in eval mode, as DMD2 runs them with dropout 0; gradients flow all the same.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: EDM,
+        teacher: EDM,
+        fake: FakeScore,
+        card: ModelCard,
+        params: StudentParams,
+        loader: Loader,
+        validation: Validation,
+        world: World,
+    ) -> None:
+        if card.native is None:
+            raise InputError("a student needs its own schedule")
+        self.updates = params.iterations
+        self._student, self._teacher, self._fake = student, teacher, fake
+        self._card, self._params, self._loader, self._validation, self._world = card, params, loader, validation, world
+        self._shape = (card.channels, card.resolution, card.resolution)
+        self._sigmas = card.native.sigmas()
+        self._transition = card.native.transition
+        self._real_score = guided(teacher, params.dm.guidance)
+        ladder = losses.noise_ladder(params.dm.ladder, teacher.sigma_min, teacher.sigma_max)
+        self._dm_levels = _levels(ladder, params.dm.sigma_min, params.dm.sigma_max, params.dm.trim, "dm", world)
+        self._fake_levels = ladder.float().to(world.device)
+        self._gan_levels = _levels(ladder, params.gan.sigma_min, params.gan.sigma_max, 0.0, "gan", world)
+        student.eval()
+        fake.eval()
+        self._student_trained = distributed(student, world)
+        self._fake_trained = distributed(fake, world)
+        self._student_optimizer = optimizers.adamw(student.parameters(), params.generator_lr, params.optimizer)
+        self._fake_optimizer = optimizers.adamw(fake.parameters(), params.fake_score_lr, params.optimizer)
+        self.ema = Ema(student.network)
+        self.best_step, self.best_distance = 0, math.inf
+        self.best: dict[str, dict[str, Tensor]] = {}
+
+    # --- one update -----------------------------------------------------------------------------------------------
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        params = self._params
+        sums: dict[str, Tensor] = {}
+        generator: dict[str, Tensor] = {}
+        for part in range(params.update_ratio):
+            turn = step * params.update_ratio + part
+            states, items = self._rollout(turn)
+            if part == 0:
+                x0, generator = self._update_generator(step, states, items)
+            else:
+                x0 = states.outputs if states.outputs is not None else self._student_output(states)
+            for name, value in self._update_fake(turn, x0, states.condition, items).items():
+                sums[name] = sums.get(name, 0) + value / params.update_ratio
+        return generator | sums
+
+    def _rollout(self, turn: int) -> tuple[States, Tensor]:
+        """Student inputs of this rank for one turn, and the item index of each: fresh noise, labels and drops."""
+        params, world, steps = self._params, self._world, len(self._sigmas) - 1
+        walkers = params.batch // world.size
+        if params.rollout == "every_step":
+            walkers = math.ceil(walkers / steps)
+        items = torch.arange(walkers, device=world.device) + (turn * world.size + world.rank) * walkers
+        start = rollout.Start(
+            items, self._condition(items), self._sigmas, self._transition, params.seed, "distill", self._shape
+        )
+        if params.rollout == "every_step":
+            in_order = (items * steps + torch.arange(steps, device=items.device)[:, None]).flatten()
+            return rollout.every_step(self._student, start), in_order
+        stop = int(counter.integers(params.seed, "distill/stop", torch.tensor([turn]), steps))
+        return rollout.fresh(self._student, start, stop), items * steps + stop
+
+    def _condition(self, items: Tensor) -> Condition:
+        """Uniform classes; dropped once a sample here, before every network sees them."""
+        classes = max(len(self._card.classes), 1)
+        condition = self._card.condition(counter.integers(self._params.seed, "distill/label", items, classes))
+        return self._dropped("distill", items, condition)
+
+    def _dropped(self, purpose: str, items: Tensor, condition: Condition) -> Condition:
+        if self._params.label_dropout == 0 or not self._card.classes:
+            return condition
+        drop = counter.uniform(self._params.seed, f"{purpose}/drop", items) < self._params.label_dropout
+        return condition.dropped(drop)
+
+    @torch.no_grad()
+    def _student_output(self, states: States) -> Tensor:
+        return self._student(states.x, states.sigma, states.condition)  # type: ignore[no-any-return]
+
+    def _noised(self, purpose: str, items: Tensor, x0: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """x0 + sigma·eps and sigma [N], sigma uniform over `levels`, both by item."""
+        sigma = levels[counter.integers(self._params.seed, f"{purpose}/level", items, len(levels))]
+        eps = counter.normal(self._params.seed, f"{purpose}/noise", items, self._shape)
+        return x0 + per_sample(sigma, x0) * eps, sigma
+
+    def _update_generator(self, step: int, states: States, items: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The student's step on distribution matching and GAN; returns its outputs, detached, and figures."""
+        params, condition = self._params, states.condition
+        x0 = self._student_trained(states.x, states.sigma, condition)
+        loss = x0.new_zeros(())
+        figures: dict[str, Tensor] = {}
+        if params.dm.weight > 0:
+            direction = self.direction(x0.detach(), condition, items)
+            matching = losses.distribution_matching_loss(x0, direction)
+            loss = loss + params.dm.weight * matching
+            figures |= {"dm_loss": matching.detach(), "dm_direction": direction.abs().mean()}
+        if params.gan.on and step >= params.gan.start and params.gan.generator_weight > 0:
+            noisy, sigma = self._noised("gan-generator", items, x0, self._gan_levels)
+            with frozen(self._fake):
+                adversarial = losses.generator_gan_loss(self._fake.logits(noisy, sigma, condition))
+            loss = loss + params.gan.generator_weight * adversarial
+            figures["gan_generator_loss"] = adversarial.detach()
+        loss.backward()
+        norm = optimizers.step(self._student_optimizer, params.generator_lr, params.optimizer, step, self.updates)
+        self.ema.update(self._student.network, decay_at(params.ema, seen=(step + 1) * params.batch, batch=params.batch))
+        return x0.detach(), figures | {"generator_gradient_norm": norm}
+
+    @torch.no_grad()
+    def direction(self, x0: Tensor, condition: Condition, items: Tensor) -> Tensor:
+        """The distribution-matching direction at x0, from one noising shared by fake score and teacher."""
+        noisy, sigma = self._noised("dm", items, x0, self._dm_levels)
+        fake = self._fake.denoiser(noisy, sigma, condition)
+        real = self._real_score(noisy, sigma, condition)
+        return losses.distribution_matching_direction(x0, fake, real)
+
+    def _update_fake(self, turn: int, x0: Tensor, condition: Condition, items: Tensor) -> dict[str, Tensor]:
+        """The fake score's step, and the discriminator's with it, on detached student samples."""
+        params = self._params
+        noisy, sigma = self._fake_noised(items, x0)
+        judged, count = None, len(x0)
+        if params.gan.on:
+            judged = self._judged(turn, x0, condition, items)
+        denoised, logits = self._fake_trained(noisy, sigma, condition, judged)
+        matching = losses.fake_score_loss(denoised, x0, self._fake.denoiser.fake_score_weight(sigma))
+        loss, figures = params.fake_score.weight * matching, {"fake_score_loss": matching.detach()}
+        if logits is not None:
+            fake_logits, real_logits = logits[:count], logits[count:]
+            if params.gan.r1 > 0:
+                real_logits, jittered = real_logits.chunk(2)
+                loss = loss + params.gan.r1 * losses.approximate_r1(real_logits, jittered)
+            adversarial = losses.discriminator_gan_loss(fake_logits, real_logits)
+            loss = loss + params.gan.discriminator_weight * adversarial
+            right = 0.5 * ((fake_logits < 0).float().mean() + (real_logits > 0).float().mean())
+            figures |= {"gan_discriminator_loss": adversarial.detach(), "gan_discriminator_right": right}
+        loss.backward()
+        updates = self.updates * params.update_ratio
+        norm = optimizers.step(self._fake_optimizer, params.fake_score_lr, params.optimizer, turn, updates)
+        return figures | {"fake_score_gradient_norm": norm}
+
+    def _fake_noised(self, items: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+        if self._params.fake_score.noise == "ladder":
+            return self._noised("fake", items, x0, self._fake_levels)
+        sigma = self._fake.denoiser.training_sigma(counter.normal(self._params.seed, "fake/level", items))
+        eps = counter.normal(self._params.seed, "fake/noise", items, self._shape)
+        return x0 + per_sample(sigma, x0) * eps, sigma
+
+    def _judged(self, turn: int, x0: Tensor, condition: Condition, items: Tensor) -> tuple[Tensor, Tensor, Condition]:
+        """Noised student samples, then noised real images (and the same jittered, for R1), as one batch."""
+        batch = self._loader.batch(turn)
+        positions = batch.positions.to(self._world.device)
+        real_condition = self._dropped("real", positions, self._card.condition(batch.labels))
+        fake_noisy, fake_sigma = self._noised("gan-fake", items, x0, self._gan_levels)
+        real_noisy, real_sigma = self._noised("gan-real", positions, batch.images, self._gan_levels)
+        noisy, sigma = torch.cat([fake_noisy, real_noisy]), torch.cat([fake_sigma, real_sigma])
+        conditions = condition.cat(real_condition)
+        if self._params.gan.r1 > 0:
+            jitter = counter.normal(self._params.seed, "gan-r1/noise", positions, self._shape)
+            noisy = torch.cat([noisy, real_noisy + self._params.gan.r1_sigma * jitter])
+            sigma, conditions = torch.cat([sigma, real_sigma]), conditions.cat(real_condition)
+        return noisy, sigma, conditions
+
+    # --- what the loop asks for -----------------------------------------------------------------------------------
+
+    def warm_up(self) -> None:
+        """One backward through each network without a step: DDP orders its buckets in its first."""
+        if self._world.size == 1:
+            return
+        states, items = self._rollout(0)
+        x0 = self._student_trained(states.x, states.sigma, states.condition)
+        x0.sum().backward()
+        judged = self._judged(0, x0.detach(), states.condition, items) if self._params.gan.on else None
+        denoised, logits = self._fake_trained(states.x, states.sigma, states.condition, judged)
+        (denoised.sum() + (0 if logits is None else logits.sum())).backward()
+        self._student_optimizer.zero_grad(set_to_none=True)
+        self._fake_optimizer.zero_grad(set_to_none=True)
+
+    def validate(self, step: int) -> dict[str, float]:
+        """The validation distance of the averaged student; the best so far is kept."""
+        if step % self._params.validation.every and step != self.updates:
+            return {}
+        distance = self._validation.distance(self._student, self.ema)
+        if distance < self.best_distance:
+            self.best_step, self.best_distance = step, distance
+            raw = self._student.network.state_dict()
+            self.best = {"ema": _copied(self.ema.tensors), "raw": _copied(raw)}
+        return {"validation_distance": distance}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "student": self._student.network.state_dict(),
+            "ema": self.ema.tensors,
+            "fake": self._fake.state_dict(),
+            "student_optimizer": self._student_optimizer.state_dict(),
+            "fake_optimizer": self._fake_optimizer.state_dict(),
+            "best": {"step": self.best_step, "distance": self.best_distance, "weights": self.best},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._student.network.load_state_dict(state["student"])
+        self.ema.load(state["ema"])
+        self._fake.load_state_dict(state["fake"])
+        self._student_optimizer.load_state_dict(state["student_optimizer"])
+        self._fake_optimizer.load_state_dict(state["fake_optimizer"])
+        best = state["best"]
+        self.best_step, self.best_distance, self.best = best["step"], best["distance"], best["weights"]
+
+
+def _levels(ladder: Tensor, sigma_min: float, sigma_max: float, trim: float, name: str, world: World) -> Tensor:
+    try:
+        return losses.ladder_range(ladder, sigma_min, sigma_max, trim).float().to(world.device)
+    except ValueError as error:
+        raise InputError(f"distillation: {name}.sigma_min and {name}.sigma_max: {error}") from error
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Gradients flow through the module to its inputs, not to its weights."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

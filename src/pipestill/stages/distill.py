@@ -1,0 +1,208 @@
+"""Distil a student from a teacher with DMD2: any number of steps, backward simulation, optional GAN and guidance.
+
+The student's schedule (steps, transition, sigma range) is stored with it, so that sampling walks as training did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipestill import artifacts
+from pipestill.config import OperationParams, StudentParams
+from pipestill.errors import InputError
+from pipestill.progress import say
+from pipestill.stages.common import add_common, add_launch, entry, load_params, ranks_of
+from pipestill.work import open_work
+
+if TYPE_CHECKING:
+    from pipestill.artifacts import Artifact
+    from pipestill.data.store import Dataset
+    from pipestill.networks.model import ModelCard
+
+VERSION = 1
+EXAMPLES = """\
+  pipestill distill --name student-4 --dataset artifacts/dataset --reference artifacts/reference \\
+      --teacher artifacts/models/teacher --output artifacts/models/student-4
+  pipestill distill --name student-4 --dataset artifacts/dataset --reference artifacts/reference \\
+      --teacher artifacts/models/teacher --init artifacts/models/student-10 --output /tmp/student \\
+      distillation.students.student-4.generator_lr=1e-5
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_common(parser, name="which entry of `distillation.students`")
+    parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="dataset artefact")
+    parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="reference artefact")
+    parser.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="the teacher's model artefact")
+    parser.add_argument(
+        "--init", type=Path, metavar="DIR", help="model whose weights start the student (default: the teacher)"
+    )
+    add_launch(parser)
+
+
+def ranks(options: argparse.Namespace) -> int:
+    return ranks_of(options, "distill")
+
+
+def main(options: argparse.Namespace) -> None:
+    params = load_params(options)
+    distill(
+        entry(params.distillation.students, options.name, "distillation.students"),
+        name=options.name,
+        dataset=options.dataset,
+        reference=options.reference,
+        teacher=options.teacher,
+        init=options.init or options.teacher,
+        output=options.output,
+        operation=params.operation,
+    )
+
+
+def distill(
+    student: StudentParams,
+    *,
+    name: str,
+    dataset: Path,
+    reference: Path,
+    teacher: Path,
+    init: Path,
+    output: Path,
+    operation: OperationParams,
+) -> Artifact | None:
+    """Distils the student that the parameters describe; returns its artefact on the leader.
+
+    Raises InputError (models and data do not fit), SurroundingsError (NaN, full disk, lost rank) and Stopped.
+    """
+    inputs = {
+        "dataset": artifacts.read(dataset, "dataset").as_input,
+        "reference": artifacts.read(reference, "reference").as_input,
+        "teacher": artifacts.read(teacher, "model").as_input,
+        "init": artifacts.read(init, "model").as_input,
+    }
+    from pipestill import distributed
+
+    with (
+        distributed.world(device=operation.device, threads=student.threads, timeout=operation.timeout) as world,
+        open_work(
+            kind="model",
+            stage="distill",
+            version=VERSION,
+            parameters=student.plain(),
+            inputs=inputs,
+            output=output,
+            leader=world.leader,
+        ) as work,
+    ):
+        if world.broadcast(work.done is not None):
+            if world.leader:
+                say(f"{output} is there and verifies: nothing to do")
+            return work.done
+
+        from pipestill.data.loader import Loader
+        from pipestill.data.store import open_dataset
+        from pipestill.distillation.discriminator import FakeScore, build_head
+        from pipestill.distillation.dmd2 import Distillation
+        from pipestill.distillation.validation import Validation
+        from pipestill.evaluation.reference import open_reference
+        from pipestill.networks.model import NativeSchedule, load_model, save_model
+        from pipestill.networks.unet import parameter_count
+        from pipestill.sampling.preview import Preview
+        from pipestill.training.loop import run
+        from pipestill.training.ranks import autocast_type, prepare, seed_torch
+        from pipestill.training.tracking import Silent, open_trackers
+
+        data = open_dataset(dataset)
+        autocast = autocast_type(student.precision)
+        real = load_model(teacher, device=world.device, autocast=autocast)
+        start = load_model(init, device=world.device, autocast=autocast)
+        check_fit(real.card, data, student, teacher)
+        if start.unet.config != real.unet.config:
+            raise InputError(f"{init} has another network than {teacher}: a student starts from an equal one")
+
+        native = NativeSchedule(student.steps, student.transition, student.sigma_max, student.sigma_min, student.rho)
+        card = replace(
+            real.card,
+            role="student",
+            native=native,
+            unconditional_branch=real.card.unconditional_branch and student.label_dropout > 0,
+        )
+        # the null class is trained only where labels are dropped, but every condition may name it
+        training_card = replace(card, unconditional_branch=real.card.unconditional_branch)
+        generator = start.denoiser.requires_grad_(True)
+        score = copy.deepcopy(real.denoiser).requires_grad_(True)
+        prepare(real.denoiser, student, world)
+        prepare(generator, student, world)
+        prepare(score, student, world)
+        seed_torch(student.seed, 0, 0)  # the head's start
+        source = real.denoiser if student.gan.features == "teacher" else score
+        head = build_head(score).to(world.device) if student.gan.on else None
+        fake = FakeScore(score, head, source)
+        loader = Loader(
+            data,
+            "train",
+            batch=student.batch,
+            seed=student.seed,
+            rank=world.rank,
+            size=world.size,
+            cache=operation.cache,
+            device=world.device,
+        )
+        validation = Validation(open_reference(reference), card, student.validation, world)
+        training = Distillation(
+            student=generator,
+            teacher=real.denoiser,
+            fake=fake,
+            card=training_card,
+            params=student,
+            loader=loader,
+            validation=validation,
+            world=world,
+        )
+        if world.leader:
+            say(f"{name}: {student.steps} steps, {parameter_count(generator):,} parameters, {world.size} ranks")
+        follow = open_trackers(operation.trackers, work.folder, name, student.plain()) if world.leader else Silent()
+        preview = Preview(generator, card, training.ema, work.folder / "previews", follow) if world.leader else None
+        try:
+            curves = run(
+                training,
+                work=work,
+                world=world,
+                operation=operation,
+                label=f"distil {name}",
+                tracker=follow,
+                preview=preview,
+            )
+        finally:
+            follow.close()
+        if not world.leader:
+            return None
+        staging = work.staging()
+        save_model(staging, card, start.unet, training.best)
+        curves.write(staging / "curves.csv")
+        best = {"best_step": training.best_step, "validation_distance": float(f"{training.best_distance:.6g}")}
+        artifact = work.publish(staging, {"parameters": parameter_count(generator), **best})
+        work.record(finished=True, updates=student.iterations, ranks=world.size)
+        return artifact
+
+
+def check_fit(card: ModelCard, data: Dataset, student: StudentParams, teacher: Path) -> None:
+    """Raises InputError, in one line, where the teacher and the data, or the wish for guidance, do not fit."""
+    if (card.resolution, card.channels) != (data.resolution, data.channels):
+        raise InputError(
+            f"{teacher} makes {card.resolution}x{card.resolution} images with {card.channels} channels, "
+            f"{data.artifact.path} holds {data.resolution}x{data.resolution} with {data.channels}"
+        )
+    if card.classes != data.classes:
+        raise InputError(
+            f"{teacher} knows {len(card.classes)} classes, {data.artifact.path} has {len(data.classes)} or other "
+            "names: train the teacher on this dataset"
+        )
+    if not card.unconditional_branch and card.classes and (student.label_dropout > 0 or student.dm.guidance != 1):
+        raise InputError(
+            f"{teacher} has no unconditional branch: it cannot teach 'no class'; set label_dropout=0 and "
+            "dm.guidance=1, or train a teacher with label_dropout"
+        )
