@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(name: str, arguments: list[str]) -> tuple[int, str]:
     """Runs the subcommand and turns what it raises into a code and one line; a bug shows its traceback."""
     try:
-        module = importlib.import_module(f"pipestill.stages.{name}" if name in _stages() else f"pipestill.{name}")
+        package = "stages" if name in _stages() else "commands"
+        module = importlib.import_module(f"pipestill.{package}.{name}")
         parser = _parser(name, module)
         return run(module, parser, arguments)
     except PipestillError as error:

@@ -412,6 +412,9 @@ class Params(Section):
             kind, _, source = run.sigmas.partition("/")
             if kind == "tuned":
                 _known(f"{where}.sigmas", source, self.tune, "entry of tune")
+                tuned = [(solver.sampler, solver.steps) for solver in self.tune[source].solvers]
+                if (run.sampler, run.steps) not in tuned:
+                    raise ValueError(f"{where}: {run.sampler} at {run.steps} steps is not in tune.{source}.solvers")
             if source != run.model:
                 raise ValueError(f"{where}.sigmas: {run.sigmas} belongs to another model than {run.model}")
             if run.images not in self.reference.floor.counts:
@@ -424,10 +427,11 @@ class Params(Section):
 
 def _known(where: str, name: str, known: Mapping[str, Any] | Sequence[str], what: str) -> None:
     if name not in known:
-        raise ValueError(f"{where}: '{name}' is no {what}{_nearest(name, known)}")
+        raise ValueError(f"{where}: '{name}' is no {what}{nearest(name, known)}")
 
 
-def _nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+def nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else f" (there are: {', '.join(map(str, known)) or 'none'})"
 
@@ -499,7 +503,7 @@ def _explain(section: type[Section], problem: Any) -> str:
     location = [str(part) for part in problem["loc"] if part != "[key]"]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        return f"{key} is not known" + _nearest(location[-1], _names_at(section, location[:-1]))
+        return f"{key} is not known" + nearest(location[-1], _names_at(section, location[:-1]))
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"{key} is missing"

@@ -39,12 +39,11 @@ def _positive(text: str) -> int:
 
 def load_params(options: argparse.Namespace) -> Params:
     """The parameters that this call works with, checked."""
-    if options.params is not None:
-        path = options.params
-    else:
-        path = Path("params.yaml")
-        if not path.exists():
-            path = Path(__file__).parent.parent / "conf" / "params.yaml"
+    path = options.params or Path("params.yaml")
+    if options.params is None and not path.exists():
+        from pipestill import configure
+
+        return configure.compose(options.overrides)
     return config.load(path, options.overrides)
 
 

@@ -1,0 +1,49 @@
+"""Compose parameters from conf/ with Hydra, check them, and write params.yaml.
+
+Overrides are Hydra's: GROUP=CHOICE picks from conf/, key.name=value sets a value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from pipestill import config, configure
+from pipestill.progress import say
+
+EXAMPLES = """\
+  pipestill config experiment=digits
+  pipestill config experiment=digits_long distillation.students.student-4-a.generator_lr=1e-4
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="GROUP=CHOICE or key.name=value")
+    parser.add_argument("--output", type=Path, default=Path("params.yaml"), metavar="FILE", help="what to write")
+    parser.add_argument("--force", action="store_true", help="overwrite edits that this command did not make")
+    other = parser.add_mutually_exclusive_group()
+    other.add_argument("--print", action="store_true", help="print instead of writing")
+    other.add_argument("--check", action="store_true", help="check the file as it is, and write nothing")
+    other.add_argument("--schema", action="store_true", help="print the JSON schema of params.yaml")
+    other.add_argument("--docs", action="store_true", help="print the table of all parameters as Markdown")
+
+
+def main(options: argparse.Namespace) -> None:
+    if options.schema:
+        print(json.dumps(config.Params.model_json_schema(), indent=1, sort_keys=True))
+    elif options.docs:
+        from pipestill import parameter_docs
+
+        print(parameter_docs.page(), end="")
+    elif options.check:
+        config.load(options.output, options.overrides)
+        say(f"{options.output} is in order")
+    else:
+        text = configure.render(configure.compose(options.overrides), options.overrides)
+        if options.print:
+            print(text, end="")
+        elif configure.write(options.output, text, force=options.force):
+            say(f"wrote {options.output}")
+        else:
+            say(f"{options.output} says this already")

@@ -1,0 +1,180 @@
+"""Composing parameters: Hydra's groups in conf/ become the one resolved, fully expanded params.yaml.
+
+Shared settings are merged into each teacher, student and run, what follows from others is filled in, and the result
+is checked. It reads conf/ and reads and writes parameter files; nothing else.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipestill import config, digests
+from pipestill.config import Params
+from pipestill.errors import InputError
+from pipestill.work import write_atomic
+
+DIGEST = "# digest of what follows: "
+
+
+def conf_folder() -> Path:
+    """Where the groups are: inside the installed package, or at the root of a checkout."""
+    here = Path(__file__).resolve().parent
+    for folder in (here / "conf", here.parent.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise InputError("the packaged conf/ is missing: install pipestill again")
+
+
+def compose(overrides: Sequence[str] = ()) -> Params:
+    """Composes conf/ with Hydra's overrides, expands and checks. Raises InputError in one line."""
+    return config.check(expand(_compose(overrides)), "parameters")
+
+
+def _compose(overrides: Sequence[str]) -> dict[str, Any]:
+    """The composed tree as plain values, interpolations resolved."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException, OverrideParseException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    folder = conf_folder()
+    try:
+        with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
+            tree = compose("config", overrides=[_hydra_form(override, folder) for override in overrides])
+        missing = sorted(OmegaConf.missing_keys(tree))
+        if missing:
+            raise InputError(f"{missing[0]} has no value yet: add {missing[0]}=...")
+        body = OmegaConf.to_container(tree, resolve=True)
+    except OverrideParseException as error:
+        given = error.override.removeprefix("++")
+        raise InputError(f"'{given}' is no override: write GROUP=CHOICE or key.name=value, quoted for Hydra") from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(" ".join(str(error).split())) from None
+    assert isinstance(body, dict)
+    return {str(key): value for key, value in body.items()}
+
+
+def _hydra_form(override: str, folder: Path) -> str:
+    """A value override also sets names that no group states yet; whether they exist is checked after composing."""
+    key, equals, _ = override.partition("=")
+    if not equals or override[0] in "+~":
+        return override
+    group = folder / key.split("@")[0]
+    if group.is_dir():
+        value = override.partition("=")[2]
+        if not (group / f"{value}.yaml").is_file():
+            there = sorted(file.stem for file in group.glob("*.yaml"))
+            raise InputError(f"{key}={value}: there is no such choice{config.nearest(value, there)}")
+        return override
+    if "." not in key and not (folder / f"{key}.yaml").exists() and key not in Params.model_fields:
+        groups = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        raise InputError(f"{key} is neither a group nor a section{config.nearest(key, groups)}")
+    return "++" + override
+
+
+def expand(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The composed tree with every entry complete and every derived value filled in.
+
+    `network` and `training` are shared by all teachers, `tuning` by all entries of tune, `distillation.shared` by
+    students, `sampling.shared` by runs. `like: NAME` in an entry takes over what NAME states.
+    """
+    body = {key: value for key, value in tree.items() if key not in ("network", "training", "tuning")}
+    shared_teacher = {key: tree[key] for key in ("network", "training") if key in tree}
+    body["teachers"] = _entries(tree.get("teachers"), shared_teacher, "teachers")
+    for section, entries in (("distillation", "students"), ("sampling", "runs")):
+        given = dict(tree.get(section) or {})
+        shared = given.pop("shared", None) or {}
+        body[section] = given | {entries: _entries(given.get(entries), shared, f"{section}.{entries}")}
+    for student in body["distillation"]["students"].values():
+        if "teacher" in student:
+            student.setdefault("init", student["teacher"])
+    runs = body["sampling"]["runs"]
+    for run in runs.values():
+        if "model" in run:
+            run.setdefault("sigmas", f"models/{run['model']}")
+    body["tune"] = _tune(tree, runs)
+    body["reference"] = _merged({"floor": {"counts": _counts(runs)}}, tree.get("reference") or {})
+    return body
+
+
+def _entries(given: Any, shared: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    own = {str(name): dict(entry or {}) for name, entry in (given or {}).items()}
+    return {name: _merged(shared, _own(name, own, where, ())) for name in own}
+
+
+def _own(name: str, own: Mapping[str, dict[str, Any]], where: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """What an entry states, after what the entry that it is `like` states."""
+    if name in seen:
+        raise InputError(f"{where}.{name}.like goes round in a circle: {' -> '.join((*seen, name))}")
+    entry = {key: value for key, value in own[name].items() if key != "like"}
+    like = own[name].get("like")
+    if like is None:
+        return entry
+    if like not in own:
+        raise InputError(f"{where}.{name}.like: there is no '{like}'{config.nearest(str(like), own)}")
+    return _merged(_own(str(like), own, where, (*seen, name)), entry)
+
+
+def _tune(tree: Mapping[str, Any], runs: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of tune: those stated, and one for each teacher that a run's `tuned/<teacher>` asks for."""
+    asked: dict[str, list[dict[str, Any]]] = {}
+    for run in runs.values():
+        kind, _, teacher = str(run.get("sigmas", "")).partition("/")
+        if kind == "tuned":
+            solver = {"sampler": run.get("sampler"), "steps": run.get("steps")}
+            solvers = asked.setdefault(teacher, [])
+            if solver not in solvers:
+                solvers.append(solver)
+    stated = {str(name): dict(entry or {}) for name, entry in (tree.get("tune") or {}).items()}
+    shared = tree.get("tuning") or {}
+    return {
+        name: _merged(_merged({"solvers": asked.get(name, [])}, shared), stated.get(name, {}))
+        for name in dict.fromkeys([*asked, *stated])
+    }
+
+
+def _counts(runs: Mapping[str, Any]) -> list[int]:
+    counts = {run.get("images", config.RunParams.model_fields["images"].default) for run in runs.values()}
+    return sorted(count for count in counts if isinstance(count, int))
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, mapping by mapping."""
+    out = dict(base)
+    for key, value in over.items():
+        below = out.get(key)
+        out[key] = _merged(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return out
+
+
+def render(params: Params, overrides: Sequence[str] = ()) -> str:
+    """The text of params.yaml: sections in order, entries by name as stated, each value explicit."""
+    body = yaml.safe_dump(params.plain(), sort_keys=False, width=120, default_flow_style=None, allow_unicode=True)
+    command = shlex.join(["pipestill", "config", *overrides])
+    return f"# Written by: {command}\n{DIGEST}{digests.of_bytes(body.encode())}\n{body}"
+
+
+def edited(text: str) -> bool:
+    """Whether a parameter file holds anything that `render` did not write."""
+    head, found, rest = text.partition(DIGEST)
+    digest, _, body = rest.partition("\n")
+    return not (found and head.startswith("# Written by: ") and head.count("\n") == 1) or (
+        digests.of_bytes(body.encode()) != digest
+    )
+
+
+def write(path: Path, text: str, *, force: bool = False) -> bool:
+    """Writes a parameter file and returns whether it changed. Raises InputError where edits would be lost."""
+    if path.exists():
+        old = path.read_text()
+        if old == text:
+            return False
+        if edited(old) and not force:
+            raise InputError(f"{path} holds edits that pipestill config did not make: keep them, or say --force")
+    write_atomic(path, text)
+    return True

@@ -1,0 +1,168 @@
+"""Composing conf/ into params.yaml: what is filled in, what is refused and how, and edits that survive."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipestill import cli, config, configure, parameter_docs
+from pipestill.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+def written(tmp_path: Path, *overrides: str) -> Path:
+    path = tmp_path / "params.yaml"
+    assert cli.main(["config", "--output", str(path), *overrides]) == 0
+    return path
+
+
+def message(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert cli.main(["config", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, f"one line was promised: {error}"
+    return error
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_survives_a_round_trip(experiment: str, tmp_path: Path) -> None:
+    more = ["data.path=images"] if experiment == "own" else []
+    path = written(tmp_path, f"experiment={experiment}", *more)
+    assert config.load(path) == configure.compose([f"experiment={experiment}", *more])
+    assert yaml.safe_load(path.read_text()) == config.load(path).plain()  # plain YAML 1.1 readers see the same values
+
+
+def test_committed_parameters_are_the_digits_demo(tmp_path: Path) -> None:
+    assert written(tmp_path, "experiment=digits").read_text() == (ROOT / "params.yaml").read_text()
+
+
+def test_the_demo_names_the_promised_runs() -> None:
+    params = configure.compose(["experiment=digits"])
+    assert set(params.sampling.runs) == {
+        *("teacher-heun-79", "teacher-heun-9", "teacher-euler-10", "teacher-renoise-10", "teacher-euler-4"),
+        *("teacher-renoise-4", "teacher-2m-10", "teacher-2m-4", "student-10", "student-10-cfg15", "student-4"),
+    }
+    assert {run.images for run in params.sampling.runs.values()} == {500}
+    assert params.sampling.runs["student-10-cfg15"].guidance == 1.5
+
+
+def test_shared_settings_reach_every_entry_and_own_ones_win() -> None:
+    params = configure.compose(
+        [
+            "experiment=digits_long",
+            "distillation.shared.generator_lr=3e-5",
+            "distillation.students.student-4-b.generator_lr=2e-5",
+            "distillation.students.student-4-a.batch=64",
+            "network.layers=3",
+        ]
+    )
+    students = params.distillation.students
+    assert students["student-4-a"].generator_lr == 3e-5
+    assert students["student-4-b"].generator_lr == 2e-5
+    assert students["student-4-b"].batch == students["student-4-c"].batch == 64  # through `like`
+    assert (students["student-4-b"].seed, students["student-4-c"].seed) == (1, 2)
+    assert students["published-4-c"].transition == "renoise"
+    assert params.teachers["teacher"].network.layers == 3
+
+
+def test_what_follows_from_the_runs_is_derived() -> None:
+    body = {
+        "data": {"path": "x", "resolution": 8},
+        "teachers": {"t": None},
+        "distillation": {"students": {"s": {"teacher": "t", "steps": 2}}},
+        "tuning": {"images": 7},
+        "sampling": {
+            "shared": {"images": 30},
+            "runs": {
+                "a": {"model": "t", "sampler": "2m", "steps": 4, "sigmas": "tuned/t"},
+                "b": {"like": "a", "guidance": 2.0, "images": 20},
+                "c": {"model": "t", "sampler": "euler", "steps": 4, "sigmas": "tuned/t"},
+                "d": {"model": "s"},
+            },
+        },
+    }
+    params = config.check(configure.expand(body))
+    assert params.reference.floor.counts == (20, 30)
+    assert [(solver.sampler, solver.steps) for solver in params.tune["t"].solvers] == [("2m", 4), ("euler", 4)]
+    assert params.tune["t"].images == 7
+    assert params.sampling.runs["d"].sigmas == "models/s"
+    assert params.distillation.students["s"].init == "t"
+    assert (params.sampling.runs["b"].steps, params.sampling.runs["b"].images) == (4, 20)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("experiment=digit", "did you mean 'digits'?"),
+        ("distillation.students.student-10.generatr_lr=1", "student-10.generatr_lr is not known; did you mean"),
+        ("distillation.students.student-4.generator_lr=4", "generator_lr=4: input should be less than or equal to 1"),
+        ("teachers.teacher.training.iterations=0", "iterations=0: input should be greater than or equal to 1"),
+        ("dat.path=x", "dat is not known; did you mean 'data'?"),
+        ("netwrk=tiny", "netwrk is neither a group nor a section; did you mean 'network'?"),
+        ("sampling.runs.student-10.model=student-11", "'student-11' is no model; did you mean 'student-10'?"),
+        ("+sampling.runs.Bad.model=teacher", "sampling.runs.Bad"),
+        ("+sampling.runs.floor.model=teacher", "'floor' names the real-against-real figures"),
+        ("data.resolution=[", "'data.resolution=[' is no override"),
+        ("experiment=own", "data.path has no value yet"),
+        ("distillation.students.student-4.like=student-5", "did you mean 'student-4'?"),
+        ("distillation.students.student-4.like=student-4", "goes round in a circle"),
+    ],
+)
+def test_wrong_overrides_are_named_in_one_line(
+    override: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "params.yaml"
+    assert says in message(capsys, "--output", str(path), override)
+    assert not path.exists()
+
+
+def test_edits_by_hand_are_kept_unless_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path)
+    written(tmp_path, "training.iterations=50")  # its own writing may be replaced
+    edit = path.read_text().replace("iterations: 50\n", "iterations: 51\n")
+    path.write_text(edit)
+    assert "edits that pipestill config did not make" in message(capsys, "--output", str(path))
+    assert path.read_text() == edit
+    assert config.load(path).teachers["teacher"].training.iterations == 51
+    assert cli.main(["config", "--output", str(path), "--force"]) == 0
+    assert config.load(path).teachers["teacher"].training.iterations == 2000
+
+
+def test_a_file_of_another_origin_counts_as_edited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("data: {path: mine, resolution: 8}\nteachers: {}\n")
+    assert "--force" in message(capsys, "--output", str(path))
+    assert path.read_text().startswith("data: {path: mine")
+
+
+def test_parameter_files_are_checked_where_they_are_read(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(path.read_text().replace("learning_rate: 0.002", "learning_rte: 0.002"))
+    with pytest.raises(InputError, match=r"params\.yaml: .*learning_rte is not known; did you mean 'learning_rate'"):
+        config.load(path)
+
+
+def test_a_run_with_a_solver_that_is_not_tuned_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    with pytest.raises(InputError, match="heun at 6 steps is not in tune.teacher.solvers"):
+        config.load(path, ["sampling.runs.teacher-heun-9.steps=6"])
+
+
+def test_without_params_yaml_a_stage_takes_the_packaged_demo(tmp_path: Path) -> None:
+    script = (
+        "import argparse; from pipestill.stages import common\n"
+        "options = argparse.Namespace(params=None, overrides=['data.resolution=16'])\n"
+        "params = common.load_params(options); print(params.data.path, params.data.resolution)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "data/digits/images 16\n"
+
+
+def test_documentation_and_schema_are_current() -> None:
+    assert (ROOT / "docs" / "parameters.md").read_text() == parameter_docs.page(), "run make generated"
