@@ -32,6 +32,9 @@ class FakeScore(nn.Module):
     `features` names whose encoder the head reads: the fake score's own, which it trains, or the frozen teacher's.
     """
 
+    _features_from: EDM
+    _encoder: nn.Module
+
     def __init__(self, denoiser: EDM, head: Head | None, features_from: EDM) -> None:
         super().__init__()
         self.denoiser = denoiser

@@ -8,27 +8,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pipestill import counter
 from pipestill.config import StudentParams
-from pipestill.data.loader import Loader
 from pipestill.diffusion.conditions import Condition
 from pipestill.diffusion.denoiser import EDM, per_sample
 from pipestill.diffusion.guidance import guided
 from pipestill.distillation import losses, rollout
 from pipestill.distillation.discriminator import FakeScore
 from pipestill.distillation.rollout import States
-from pipestill.distillation.validation import Validation
 from pipestill.distributed import World
 from pipestill.errors import InputError
 from pipestill.networks.model import ModelCard
 from pipestill.training import optimizers
 from pipestill.training.ema import Ema, decay_at
 from pipestill.training.ranks import distributed
+
+if TYPE_CHECKING:
+    from pipestill.data.loader import Loader
+    from pipestill.distillation.validation import Validation
 
 
 class Distillation:

@@ -1,0 +1,242 @@
+"""DMD2's parts together: rollouts against the sampler, who is trained by which step, and what stays frozen."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from pipestill import counter
+from pipestill.config import DenoiserParams, GanParams, NetworkParams, StudentParams
+from pipestill.diffusion.samplers import SAMPLERS, Transition
+from pipestill.diffusion.schedules import karras
+from pipestill.distillation import losses, rollout
+from pipestill.distillation.discriminator import FakeScore, Head, build_head
+from pipestill.distillation.dmd2 import Distillation, frozen
+from pipestill.distributed import World
+from pipestill.networks.model import ModelCard, NativeSchedule, wrap
+from pipestill.networks.unet import build_unet, encoder_view
+from torch import Tensor, nn
+
+NETWORK = NetworkParams(channels=(8, 16), layers=1, norm_groups=4)
+SHAPE = (1, 8, 8)
+
+
+def network(seed: int) -> nn.Module:
+    """A tiny denoiser with random weights everywhere, output layer included, so that every gradient is alive."""
+    torch.manual_seed(seed)
+    unet = build_unet(NETWORK, resolution=8, channels=1, classes=3)
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return wrap(unet, DenoiserParams())
+
+
+class RealImages:
+    """Stands for the loader: images and labels by step."""
+
+    def __init__(self, batch: int) -> None:
+        self.images = counter.normal(7, "real", torch.arange(batch), SHAPE).clamp(-1, 1)
+        self.labels = torch.arange(batch) % 3
+        self.positions = torch.arange(batch)
+
+    def batch(self, step: int) -> RealImages:
+        return self
+
+
+class NoValidation:
+    def distance(self, student: nn.Module, ema: object) -> float:
+        return 1.0
+
+
+def distillation(**overrides: Any) -> Distillation:
+    params = StudentParams(
+        teacher="teacher", init="teacher", steps=3, iterations=4, batch=6, update_ratio=2, **overrides
+    )
+    teacher = network(0).requires_grad_(False).eval()
+    student, score = copy.deepcopy(teacher).requires_grad_(True), network(1)
+    native = NativeSchedule(params.steps, params.transition, params.sigma_max, params.sigma_min, params.rho)
+    card = ModelCard("student", 8, 1, ("a", "b", "c"), True, DenoiserParams().plain(), native)
+    torch.manual_seed(2)
+    source = teacher if params.gan.features == "teacher" else score
+    fake = FakeScore(score, build_head(score) if params.gan.on else None, source)
+    return Distillation(
+        student=student,
+        teacher=teacher,
+        fake=fake,
+        card=card,
+        params=params,
+        loader=RealImages(6),  # type: ignore[arg-type]
+        validation=NoValidation(),  # type: ignore[arg-type]
+        world=World(0, 1, torch.device("cpu")),
+    )
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def changed(before: dict[str, Tensor], module: nn.Module) -> list[str]:
+    return [name for name, tensor in module.state_dict().items() if not torch.equal(before[name], tensor)]
+
+
+def start(transition: Transition, steps: int = 4) -> rollout.Start:
+    items = torch.arange(5) + 100
+    labels = torch.tensor([0, 1, 2, 0, 3])
+    card = ModelCard("student", 8, 1, ("a", "b", "c"), True, DenoiserParams().plain())
+    return rollout.Start(items, card.condition(labels), karras(steps, 0.05, 8.0), transition, 3, "test", SHAPE)
+
+
+@pytest.mark.parametrize("transition", ["euler", "renoise"])
+def test_rollout_is_the_sampler_bit_for_bit(transition: Transition) -> None:
+    student, begin = network(0).eval(), start(transition)
+    sampled = SAMPLERS[transition](student, begin.latent(), begin.sigmas, begin.condition, begin.noise)
+    states = rollout.every_step(student, begin)
+    assert states.outputs is not None
+    assert torch.equal(states.outputs[-5:], sampled)  # the last step's output is the picture
+    for stop in range(4):
+        fresh = rollout.fresh(student, begin, stop)
+        assert torch.equal(fresh.x, states.x[5 * stop : 5 * stop + 5])
+        assert torch.equal(fresh.sigma, states.sigma[5 * stop : 5 * stop + 5])
+    last = rollout.fresh(student, begin, 3)
+    with torch.no_grad():
+        assert torch.equal(student(last.x, last.sigma, last.condition), sampled)
+
+
+def test_rollout_starts_from_pure_noise_as_sampling_does() -> None:
+    begin = start("euler")
+    states = rollout.fresh(network(0), begin, 0)
+    torch.testing.assert_close(states.x, 8.0 * counter.normal(3, "test/latent", begin.items, SHAPE))
+    assert not states.x.requires_grad
+
+
+@pytest.mark.parametrize("mode", ["fresh", "every_step"])
+@pytest.mark.parametrize("features", ["fake_score", "teacher"])
+def test_each_step_trains_its_own_network_and_the_teacher_none(mode: str, features: str) -> None:
+    run = distillation(rollout=mode, gan=GanParams(features=features, generator_weight=0.1, r1=0.1))
+    student, teacher, fake = weights(run._student), weights(run._teacher), weights(run._fake)
+    states, items = run._rollout(0)
+
+    x0, figures = run._update_generator(0, states, items)
+    assert changed(student, run._student)
+    assert not changed(fake, run._fake)
+    assert all(parameter.grad is None for parameter in run._fake.parameters())
+    assert {"dm_loss", "gan_generator_loss"} <= figures.keys()
+
+    student = weights(run._student)
+    run._update_fake(0, x0, states.condition, items)
+    assert not changed(student, run._student)
+    moved = changed(fake, run._fake)
+    assert any(name.startswith("head") for name in moved)
+    assert any(name.startswith("denoiser.network.up_blocks") for name in moved)
+
+    assert not changed(teacher, run._teacher)
+    assert all(parameter.grad is None for parameter in run._teacher.parameters())
+
+
+def test_generator_gradient_is_the_distribution_matching_direction() -> None:
+    """With the GAN off, the student's gradient is the vector-Jacobian product of its output with the direction."""
+    run = distillation(rollout="fresh", gan=GanParams(generator_weight=0, discriminator_weight=0))
+    states, items = run._rollout(0)
+    x0 = run._student(states.x, states.sigma, states.condition)
+    direction = run.direction(x0.detach(), states.condition, items)
+    name, parameter = next(item for item in run._student.named_parameters() if item[0].endswith("conv_out.weight"))
+    (by_hand,) = torch.autograd.grad(x0, parameter, grad_outputs=direction / x0.numel())
+    losses.distribution_matching_loss(
+        run._student(states.x, states.sigma, states.condition), direction
+    ).backward()
+    assert parameter.grad is not None
+    torch.testing.assert_close(parameter.grad, by_hand, rtol=1e-5, atol=1e-9, msg=name)
+
+
+def test_direction_vanishes_when_the_fake_score_is_the_teacher() -> None:
+    run = distillation()
+    run._fake.denoiser.load_state_dict(run._teacher.state_dict())
+    states, items = run._rollout(0)
+    direction = run.direction(torch.randn(len(states.x), *SHAPE), states.condition, items)
+    assert torch.equal(direction, torch.zeros_like(direction))
+
+
+def test_losses_can_be_switched_off() -> None:
+    without_gan = distillation(gan=GanParams(generator_weight=0, discriminator_weight=0))
+    assert not {key for key in without_gan.update(0) if key.startswith("gan")}
+    gan_only = distillation(dm={"weight": 0.0}, gan=GanParams(generator_weight=1.0))
+    assert "dm_loss" not in gan_only.update(0)
+    late = distillation(gan=GanParams(start=1))
+    assert "gan_generator_loss" not in late.update(0)
+    assert "gan_generator_loss" in late.update(1)
+
+
+def test_labels_are_dropped_once_before_every_network() -> None:
+    run = distillation(label_dropout=0.5)
+    seen: list[Tensor] = []
+    for module in (run._student, run._teacher, run._fake.denoiser):
+        module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2].labels))
+    states, items = run._rollout(0)
+    run._update_generator(0, states, items)
+    walked, trained = seen[:3], seen[3:]
+    assert len(trained) == 3  # student, fake score, teacher
+    assert (trained[0] == 3).any()
+    assert (trained[0] != 3).any()
+    assert all(torch.equal(labels, trained[0]) for labels in trained)
+    assert torch.equal(torch.cat(walked), trained[0])
+
+
+def test_the_stop_step_is_a_function_of_the_turn_and_covers_all_steps() -> None:
+    run = distillation(rollout="fresh")
+    sigmas = [float(run._rollout(turn)[0].sigma[0]) for turn in range(40)]
+    assert sigmas == [float(run._rollout(turn)[0].sigma[0]) for turn in range(40)]
+    assert {round(sigma, 4) for sigma in sigmas} == {round(float(sigma), 4) for sigma in run._sigmas[:-1]}
+
+
+def test_ranks_work_on_different_items() -> None:
+    run = distillation(rollout="every_step")
+    own = {}
+    for rank in range(2):
+        run._world = World(rank, 2, torch.device("cpu"))
+        own[rank] = {turn: set(run._rollout(turn)[1].tolist()) for turn in range(3)}
+    items = [item for turns in own.values() for turn in turns.values() for item in turn]
+    assert len(items) == len(set(items))
+
+
+def test_state_round_trip_goes_on_bit_for_bit() -> None:
+    whole, broken = distillation(), distillation()
+    for step in range(3):
+        whole.update(step)
+        whole.validate(step + 1)
+    broken.update(0)
+    state = copy.deepcopy(broken.state())
+    resumed = distillation()
+    resumed.load(state)
+    for step in range(1, 3):
+        resumed.update(step)
+    assert not changed(weights(whole._student), resumed._student)
+    assert not changed(weights(whole._fake), resumed._fake)
+    assert all(torch.equal(whole.ema.tensors[name], tensor) for name, tensor in resumed.ema.tensors.items())
+
+
+def test_discriminator_reads_the_input_of_the_mid_block() -> None:
+    denoiser = network(0).eval()
+    seen: list[Tensor] = []
+    denoiser.network.mid_block.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    x, sigma = torch.randn(2, *SHAPE), torch.tensor([0.5, 3.0])
+    condition = ModelCard("teacher", 8, 1, ("a", "b", "c"), True, {}).condition(torch.tensor([0, 2]))
+    denoiser(x, sigma, condition)
+    features = denoiser.run_network(encoder_view(denoiser.network), x, sigma, condition)
+    assert torch.equal(features, seen[0])
+
+
+@pytest.mark.parametrize(("channels", "side"), [(16, 4), (24, 8), (48, 2), (8, 16), (32, 1)])
+def test_head_gives_one_logit_for_any_bottleneck(channels: int, side: int) -> None:
+    assert Head(channels, side)(torch.randn(3, channels, side, side)).shape == (3,)
+
+
+def test_frozen_lets_gradients_through_and_restores() -> None:
+    module = nn.Linear(2, 1)
+    x = torch.randn(3, 2, requires_grad=True)
+    with frozen(module):
+        module(x).sum().backward()
+    assert x.grad is not None
+    assert module.weight.grad is None
+    assert module.weight.requires_grad
