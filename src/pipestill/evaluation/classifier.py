@@ -1,0 +1,129 @@
+"""The small classifier that judges class-conditional samples: trained on the train part alone, the same bits each time.
+
+Its weights, its order of images and its start are functions of a seed; it touches nothing but tensors.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipestill import counter
+from pipestill.config import ClassifierParams
+from pipestill.evaluation.extractors import CPU_BATCH, Extractor
+
+SIDE = 32  # pixels: larger images are averaged down to this side
+POOLED = 2  # side of the last feature map
+
+
+class Classifier(nn.Module):
+    """Two 3x3 convolutions a level, halving between levels, then `features` numbers, then one logit a class."""
+
+    def __init__(self, params: ClassifierParams, channels: int, classes: int) -> None:
+        super().__init__()
+        sizes = (channels, *params.channels)
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.Conv2d(after, after, 3, padding=1), nn.ReLU()
+            )
+            for before, after in itertools.pairwise(sizes)
+        )
+        self.penultimate = nn.Linear(sizes[-1] * POOLED * POOLED, params.features)
+        self.last = nn.Linear(params.features, classes)
+        self._start(params.seed)
+        self.to(memory_format=torch.channels_last)
+
+    def _start(self, seed: int) -> None:
+        """He's normal weights (He et al. 2015), zero biases, drawn by the counter."""
+        for index, (name, parameter) in enumerate(self.named_parameters()):
+            with torch.no_grad():
+                if name.endswith("bias"):
+                    parameter.zero_()
+                    continue
+                gain = 1.0 if name.startswith("last") else 2.0
+                noise = counter.normal(seed, "classifier start", torch.tensor([index]), parameter.shape)[0]
+                parameter.copy_(noise * math.sqrt(gain / parameter[0].numel()))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Penultimate features, float32 [n, features], of uint8 [n, C, H, W]."""
+        x = (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        if max(x.shape[-2:]) > SIDE:
+            x = F.interpolate(x, size=(SIDE, SIDE), mode="area")
+        for index, level in enumerate(self.levels):
+            if index and min(x.shape[-2:]) > POOLED:
+                x = F.max_pool2d(x, 2)
+            x = level(x)
+        return F.silu(self.penultimate(F.adaptive_avg_pool2d(x, POOLED).flatten(1)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, float32 [n, classes], of uint8 [n, C, H, W]."""
+        return self.last(self.features(images))  # type: ignore[no-any-return]
+
+
+def train(
+    params: ClassifierParams,
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    *,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[], None] | None = None,
+) -> Classifier:
+    """A classifier trained on uint8 images [n, C, H, W] and int64 labels [n]; returned on the CPU, in eval mode.
+
+    AdamW with a cosine schedule; each batch is a slice of a permutation that is a function of (seed, epoch).
+    """
+    network = Classifier(params, images.shape[1], classes).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=params.learning_rate, weight_decay=0.01, foreach=True)
+    count, batch = len(images), min(params.batch, len(images))
+    per_epoch = count // batch
+    order = torch.arange(0)
+    for step in range(params.iterations):
+        epoch, place = divmod(step, per_epoch)
+        if place == 0:
+            keys = counter.words(params.seed, "classifier order", torch.arange(count), 1, draw=epoch)[:, 0]
+            order = torch.argsort(keys, stable=True)
+        chosen = order[place * batch : (place + 1) * batch]
+        for group in optimizer.param_groups:
+            group["lr"] = params.learning_rate * (1 + math.cos(math.pi * step / params.iterations)) / 2
+        loss = F.cross_entropy(network(images[chosen].to(device)), labels[chosen].to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if on_step is not None:
+            on_step()
+    return network.requires_grad_(False).eval().cpu()
+
+
+def logits(network: Classifier, images: Tensor) -> Tensor:
+    """Logits [n, classes] on the network's device, in blocks."""
+    device = next(network.parameters()).device
+    block = CPU_BATCH if device.type == "cpu" else 1024
+    with torch.inference_mode():
+        parts = [network(images[first : first + block].to(device)) for first in range(0, len(images), block)]
+    return torch.cat(parts) if parts else torch.empty(0, network.last.out_features, device=device)
+
+
+def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
+    """Share of images that the classifier puts into their class."""
+    return float((logits(network, images).argmax(1).cpu() == labels.cpu()).double().mean())
+
+
+def extractor(network: Classifier, device: torch.device | str = "cpu") -> Extractor:
+    """The classifier's penultimate features as an extractor."""
+    device = torch.device(device)
+    network = network.to(device)
+    dimension = network.penultimate.out_features
+    return Extractor(
+        name="classifier",
+        dimension=dimension,
+        device=device,
+        protocol=f"penultimate features, {dimension}-d, of a small classifier trained on the train part alone",
+        forward=network.features,
+        batch=CPU_BATCH if device.type == "cpu" else 1024,
+    )
