@@ -1,0 +1,114 @@
+"""Samples artefacts: images in item order in few `.npy` shards, labels, an index and a grid picture.
+
+Item order is seed by seed: images 0..n-1 of the first seed, then those of the second. It may touch the artefact's
+folder alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipestill import artifacts
+from pipestill.artifacts import Artifact
+from pipestill.errors import InputError
+from pipestill.sampling.pictures import grid, save_png
+
+SHARD_BYTES = 128 * 2**20
+GRID_ROWS, GRID_COLUMNS, MOST_CLASS_COLUMNS = 10, 10, 16
+
+
+@dataclass(frozen=True)
+class Samples:
+    """An open samples artefact."""
+
+    artifact: Artifact
+    index: Mapping[str, Any]
+    labels: NDArray[np.int64]  # [count], -1 where an image was asked for without a class
+
+    @property
+    def count(self) -> int:
+        """Images of all seeds together."""
+        return len(self.labels)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(self.index["seeds"])
+
+    @property
+    def images_per_seed(self) -> int:
+        return int(self.index["images_per_seed"])
+
+    def images(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Images [start, stop) in item order: uint8 [stop - start, H, W, C]. Raises IndexError outside 0..count."""
+        if not 0 <= start <= stop <= self.count:
+            raise IndexError(f"images {start}..{stop} of {self.count}")
+        parts = []
+        for shard in self.index["shards"]:
+            first, last = shard["first"], shard["first"] + shard["count"]
+            if start < last and first < stop:
+                table = np.load(self.artifact.path / shard["file"], mmap_mode="r")
+                parts.append(table[max(start - first, 0) : min(stop, last) - first])
+        height, width, channels = self.index["shape"]
+        return np.concatenate(parts) if parts else np.empty((0, height, width, channels), np.uint8)
+
+
+def open_samples(path: Path) -> Samples:
+    """Opens a samples artefact. Raises InputError where it is none, not whole, or its index cannot be read."""
+    artifact = artifacts.read(path, "samples")
+    try:
+        index = json.loads(artifact.file("index.json").read_text())
+        labels = np.load(artifact.file("labels.npy"))
+        total = sum(shard["count"] for shard in index["shards"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): rebuild it with pipestill sample") from error
+    if total != len(labels):
+        raise InputError(f"{path} holds {total} images and {len(labels)} labels: rebuild it with pipestill sample")
+    return Samples(artifact, index, labels)
+
+
+def write_samples(
+    folder: Path,
+    parts: Iterable[NDArray[np.uint8]],
+    *,
+    labels: NDArray[np.int64],
+    shape: Sequence[int],
+    index: Mapping[str, Any],
+) -> None:
+    """Fills `folder` from `parts` (uint8 [n, H, W, C] in item order, as many images as labels).
+
+    `index` is kept beside what is known here: the shards and the images' `shape` (H, W, C). Memory is one shard's.
+    """
+    size = max(1, SHARD_BYTES // int(np.prod(shape)))
+    total, written = len(labels), 0
+    shards: list[dict[str, Any]] = []
+    waiting = np.empty((0, *shape), np.uint8)
+    source = iter(parts)
+    while written < total:
+        wanted = min(size, total - written)
+        pieces = [waiting]
+        while sum(map(len, pieces)) < wanted:
+            pieces.append(next(source))
+        table = np.concatenate(pieces)
+        shard, waiting = table[:wanted], table[wanted:]
+        name = f"images-{len(shards):05d}.npy"
+        np.save(folder / name, shard)
+        if not shards:
+            save_png(_overview(shard, len(index.get("classes", ()))), folder / "grid.png")
+        shards.append({"file": name, "first": written, "count": wanted})
+        written += wanted
+    np.save(folder / "labels.npy", labels)
+    body = dict(index) | {"shards": shards, "shape": list(shape)}
+    (folder / "index.json").write_text(json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _overview(images: NDArray[np.uint8], classes: int) -> NDArray[np.uint8]:
+    """The first images as a grid; with balanced classes a column each, where there are few."""
+    columns = classes if 1 < classes <= MOST_CLASS_COLUMNS else GRID_COLUMNS
+    return grid(images[: GRID_ROWS * columns], columns=columns)
