@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from pipestill.sampling.items import sample_items, to_uint8
 
 from pipestill.diffusion.denoiser import EDM
 from pipestill.diffusion.samplers import SAMPLERS
 from pipestill.diffusion.schedules import karras
 from pipestill.networks.model import ModelCard
+from pipestill.sampling.items import sample_items, to_uint8
 from pipestill.sampling.pictures import grid, save_png
 from pipestill.training.ema import Ema
 from pipestill.training.ranks import averaged
