@@ -150,7 +150,7 @@ def test_parameter_files_are_checked_where_they_are_read(tmp_path: Path) -> None
 
 def test_a_run_with_a_solver_that_is_not_tuned_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path)
-    with pytest.raises(InputError, match="heun at 6 steps is not in tune.teacher.solvers"):
+    with pytest.raises(InputError, match=r"heun at 6 steps is not in tune\.teacher\.solvers"):
         config.load(path, ["sampling.runs.teacher-heun-9.steps=6"])
 
 
@@ -166,3 +166,5 @@ def test_without_params_yaml_a_stage_takes_the_packaged_demo(tmp_path: Path) -> 
 
 def test_documentation_and_schema_are_current() -> None:
     assert (ROOT / "docs" / "parameters.md").read_text() == parameter_docs.page(), "run make generated"
+    schema = ROOT / "workflow" / "schemas" / "params.schema.json"
+    assert schema.read_text() == configure.schema(), "run make generated"

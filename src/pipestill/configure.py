@@ -6,6 +6,7 @@ is checked. It reads conf/ and reads and writes parameter files; nothing else.
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -166,6 +167,12 @@ def edited(text: str) -> bool:
     return not (found and head.startswith("# Written by: ") and head.count("\n") == 1) or (
         digests.of_bytes(body.encode()) != digest
     )
+
+
+def schema() -> str:
+    """The JSON schema of params.yaml, for editors and for Snakemake's check."""
+    body = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | Params.model_json_schema()
+    return json.dumps(body, indent=1, sort_keys=True) + "\n"
 
 
 def write(path: Path, text: str, *, force: bool = False) -> bool:

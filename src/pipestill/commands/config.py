@@ -6,7 +6,6 @@ Overrides are Hydra's: GROUP=CHOICE picks from conf/, key.name=value sets a valu
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from pipestill import config, configure
@@ -31,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     if options.schema:
-        print(json.dumps(config.Params.model_json_schema(), indent=1, sort_keys=True))
+        print(configure.schema(), end="")
     elif options.docs:
         from pipestill import parameter_docs
 

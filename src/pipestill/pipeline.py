@@ -1,0 +1,197 @@
+"""The stages as DVC resolves them from dvc.yaml: what Snakemake's rules, record, sync and doctor go by.
+
+It reads dvc.yaml, params.yaml and the stages' declared versions through DVC, and imports DVC only when asked.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipestill.artifacts import MANIFEST
+from pipestill.errors import InputError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One resolved stage; paths are relative to the project's root."""
+
+    name: str  # as in dvc.yaml: distill
+    entry: str | None  # which of its entries: student-10
+    command: str
+    inputs: tuple[str, ...]
+    parameters: Mapping[str, Any]  # what DVC tracks, by full name
+    version: int | None
+    output: str  # the artefact's folder
+    metrics: tuple[str, ...]
+
+    @property
+    def address(self) -> str:
+        """DVC's name of the stage: distill@student-10."""
+        return self.name if self.entry is None else f"{self.name}@{self.entry}"
+
+    @property
+    def manifest(self) -> str:
+        return f"{self.output}/{MANIFEST}"
+
+    @cached_property
+    def options(self) -> dict[str, str]:
+        """The command's `--option value` pairs."""
+        words = shlex.split(self.command)
+        return {word[2:]: after for word, after in pairwise(words) if word.startswith("--")}
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """All stages of a project, in DVC's order."""
+
+    root: Path
+    stages: tuple[Stage, ...]
+
+    def named(self, name: str) -> list[Stage]:
+        """The entries of one stage of dvc.yaml."""
+        return [stage for stage in self.stages if stage.name == name]
+
+    def get(self, name: str, entry: str | None = None) -> Stage:
+        for stage in self.stages:
+            if (stage.name, stage.entry) == (name, entry):
+                return stage
+        raise InputError(f"dvc.yaml resolves to no stage {name}{'@' + entry if entry else ''}")
+
+    def sources(self, path: str) -> list[Stage]:
+        """The stages that make `path`, a folder around it, or what lies in it."""
+        wanted = PurePosixPath(path)
+        found = []
+        for stage in self.stages:
+            made = PurePosixPath(stage.output)
+            if made == wanted or made in wanted.parents or wanted in made.parents:
+                found.append(stage)
+        return found
+
+    def upstream(self, stage: Stage) -> list[Stage]:
+        """The stages whose artefacts a stage reads, each once."""
+        found = {source.address: source for path in stage.inputs for source in self.sources(path)}
+        return list(found.values())
+
+    def input_files(self, stage: Stage) -> list[str]:
+        """One file that stands for each input: an artefact's manifest, or the path of what no stage makes."""
+        files: dict[str, None] = {}
+        for path in stage.inputs:
+            sources = self.sources(path)
+            files.update(dict.fromkeys([source.manifest for source in sources] or [path]))
+        return list(files)
+
+    def strangers(self, stage: Stage) -> list[str]:
+        """Artefacts in folders that a stage reads as a whole (the report) which no stage makes any more."""
+        known = {made.output for made in self.stages}
+        found = []
+        for path in stage.inputs:
+            if any(PurePosixPath(path) in PurePosixPath(made).parents for made in known):
+                for folder in sorted((self.root / path).glob("*/")):
+                    name = f"{path}/{folder.name}"
+                    if name not in known and not folder.name.startswith("."):
+                        found.append(name)
+        return found
+
+
+def load(root: Path) -> Pipeline:
+    """Resolves the project's dvc.yaml. Raises InputError in one line where it cannot."""
+    root = root.resolve()
+    if not (root / "dvc.yaml").is_file():
+        raise InputError(f"{root} has no dvc.yaml: run this at the root of a pipestill checkout")
+    try:
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+        from dvc.scm import SCMError
+    except ImportError as error:
+        raise InputError(f"DVC is not installed here ({error}): pip install 'pipestill[workflow]'") from None
+    if not _in_git(root):
+        raise InputError(
+            f"{root} is no git checkout, and DVC and Snakemake need one: clone it, or run git init && git add -A there"
+        )
+    try:
+        with Repo(str(root)) as repo:
+            return Pipeline(root, tuple(_stage(stage, root, {}) for stage in repo.index.stages if stage.cmd))
+    except (DvcException, SCMError) as error:
+        cause = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ else ""
+        raise InputError(f"dvc.yaml cannot be resolved: {' '.join(str(error).split())}{cause}") from None
+
+
+def _in_git(root: Path) -> bool:
+    return any((folder / ".git").exists() for folder in (root, *root.parents))
+
+
+def _stage(stage: Any, root: Path, cache: dict[str, Any]) -> Stage:
+    """One DVC stage in plain terms."""
+    from dvc.dependency import ParamsDependency
+
+    name, _, entry = stage.addressing.partition("@")
+    inputs: dict[str, None] = {}
+    parameters: dict[str, Any] = {}
+    version = None
+    for dependency in stage.deps:
+        if not isinstance(dependency, ParamsDependency):
+            inputs[_relative(dependency.fs_path, root)] = None
+        elif dependency.fs_path.endswith(".py"):
+            version = _declared(dependency.fs_path, cache).get("VERSION")
+        else:
+            body = _declared(dependency.fs_path, cache)
+            parameters |= {key: _value(body, key) for key in dependency.params}
+    outputs = [_relative(out.fs_path, root) for out in stage.outs if not out.metric]
+    if len(outputs) != 1:
+        raise InputError(f"dvc.yaml: stage {stage.addressing} must have one output folder, it has {outputs}")
+    return Stage(
+        name=name,
+        entry=entry or None,
+        command=stage.cmd,
+        inputs=tuple(inputs),
+        parameters=parameters,
+        version=version,
+        output=outputs[0],
+        metrics=tuple(_relative(out.fs_path, root) for out in stage.outs if out.metric),
+    )
+
+
+def _relative(path: str, root: Path) -> str:
+    """Relative to the root where it lies below it, else absolute."""
+    relative = os.path.relpath(path, root)
+    return path if relative.startswith("..") else PurePosixPath(relative).as_posix()
+
+
+def _declared(path: str, cache: dict[str, Any]) -> dict[str, Any]:
+    """What DVC reads from a parameter file: YAML, or the constants of a Python module."""
+    if path not in cache:
+        from dvc.fs import LocalFileSystem
+        from dvc.utils.serialize import load_path
+
+        try:
+            cache[path] = load_path(path, LocalFileSystem())
+        except FileNotFoundError:
+            cache[path] = {}
+    body: dict[str, Any] = cache[path]
+    return body
+
+
+def _value(body: Any, key: str) -> Any:
+    for part in key.split("."):
+        body = body.get(part) if isinstance(body, Mapping) else None
+    return body
+
+
+def output_pattern(root: Path, name: str) -> str:
+    """The folder that a stage makes with `{name}` for its entry, as dvc.yaml templates it."""
+    import yaml
+
+    body = yaml.safe_load((root / "dvc.yaml").read_text())["stages"][name]
+    return next(_outputs(body)).replace("${key}", "{name}")
+
+
+def _outputs(body: Mapping[str, Any]) -> Iterator[str]:
+    for out in body.get("do", body)["outs"]:
+        yield out if isinstance(out, str) else next(iter(out))

@@ -1,0 +1,98 @@
+# What the rules share: the stages as DVC resolves them, and how one is run.
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from pipestill import config as parameters_file
+from pipestill import pipeline
+from pipestill.errors import PipestillError
+
+RUNS = os.environ.get("PIPESTILL_RUNS", "runs")
+ROOT = Path(workflow.basedir)
+
+
+def resolved():
+    """The project's stages; every mistake in params.yaml or dvc.yaml, and a missing git checkout, is one line."""
+    try:
+        if Path.cwd() != ROOT.resolve():
+            raise PipestillError(f"start snakemake in {ROOT}, where dvc.yaml and params.yaml are")
+        stages = pipeline.load(ROOT)
+        if config != parameters_file.parse_yaml((ROOT / "params.yaml").read_text()):
+            raise PipestillError("the stages read params.yaml alone: edit it, or use pipestill config, not --config")
+        parameters_file.check(config, "params.yaml")
+    except PipestillError as error:
+        raise WorkflowError(str(error)) from None
+    return stages
+
+
+STAGES = resolved()
+
+
+def manifests():
+    """What every stage makes."""
+    return [stage.manifest for stage in STAGES.stages]
+
+
+def stage_of(name, wildcards):
+    return STAGES.get(name, wildcards.get("name"))
+
+
+def output_of(name, file="manifest.json"):
+    """A file of the artefact that a stage makes; its folder is whole when the manifest is there."""
+    return f"{pipeline.output_pattern(ROOT, name)}/{file}"
+
+
+def inputs_of(name):
+    """The manifests of the artefacts that the stage reads, and paths that no stage makes."""
+    return lambda wildcards: STAGES.input_files(stage_of(name, wildcards))
+
+
+def command_of(name):
+    return lambda wildcards: stage_of(name, wildcards).command
+
+
+def parameters_of(name):
+    """What DVC tracks for the stage: its section of params.yaml and its code's version."""
+
+    def values(wildcards):
+        stage = stage_of(name, wildcards)
+        return {"version": stage.version, **stage.parameters}
+
+    return values
+
+
+def entries_of(name):
+    """A pattern for the names of a stage's entries; one that nothing matches where there are none."""
+    return "|".join(stage.entry for stage in STAGES.named(name)) or "(?!)"
+
+
+def threads_of(name, dpath):
+    """Threads of one rank, from the parameters, times ranks."""
+    ranks = config["operation"]["ranks"].get(name, 1)
+    threads = lookup(dpath=dpath, within=config)
+    return lambda wildcards: ranks * (threads(wildcards) if callable(threads) else threads)
+
+
+def log_of(name, entry="{name}"):
+    return f"{RUNS}/logs/{name}/{entry}.log"
+
+
+def benchmark_of(name, entry="{name}"):
+    return f"{RUNS}/benchmarks/{name}/{entry}.tsv"
+
+
+# With --software-deployment-method conda, rules run in an environment of this name that holds requirements.txt and
+# this package; without, in the environment that snakemake runs in.
+ENVIRONMENT = "pipestill"
+
+# One attempt at a stage. Its lines go to the terminal and to the log; a further attempt (--retries) is made only after
+# one that stopped at its time limit with its state saved.
+ATTEMPT = "bash workflow/scripts/attempt.sh {resources.attempt} {log:q} {params.command:q}"
+
+
+def let_dvc_record():
+    """Lets DVC record what finished; what it says is shown, and the outcome of the run stays as it is."""
+    subprocess.run([sys.executable, "-m", "pipestill", "record"], check=False)

@@ -1,0 +1,21 @@
+rule dataset:
+    input:
+        inputs_of("dataset"),
+    output:
+        output_of("dataset"),
+    log:
+        log_of("dataset", "all"),
+    benchmark:
+        benchmark_of("dataset", "all")
+    conda:
+        ENVIRONMENT
+    threads: config["operation"]["workers"]
+    resources:
+        attempt=lambda wildcards, attempt: attempt,
+        mem_mb=2000,
+        runtime=60,
+    params:
+        command=command_of("dataset"),
+        tracked=parameters_of("dataset"),
+    shell:
+        ATTEMPT
