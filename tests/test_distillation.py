@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from pipestill import counter
 from pipestill.config import DenoiserParams, GanParams, NetworkParams, StudentParams
 from pipestill.diffusion.samplers import SAMPLERS, Transition
@@ -17,7 +19,6 @@ from pipestill.distillation.dmd2 import Distillation, frozen
 from pipestill.distributed import World
 from pipestill.networks.model import ModelCard, NativeSchedule, wrap
 from pipestill.networks.unet import build_unet, encoder_view
-from torch import Tensor, nn
 
 NETWORK = NetworkParams(channels=(8, 16), layers=1, norm_groups=4)
 SHAPE = (1, 8, 8)
@@ -143,9 +144,7 @@ def test_generator_gradient_is_the_distribution_matching_direction() -> None:
     direction = run.direction(x0.detach(), states.condition, items)
     name, parameter = next(item for item in run._student.named_parameters() if item[0].endswith("conv_out.weight"))
     (by_hand,) = torch.autograd.grad(x0, parameter, grad_outputs=direction / x0.numel())
-    losses.distribution_matching_loss(
-        run._student(states.x, states.sigma, states.condition), direction
-    ).backward()
+    losses.distribution_matching_loss(run._student(states.x, states.sigma, states.condition), direction).backward()
     assert parameter.grad is not None
     torch.testing.assert_close(parameter.grad, by_hand, rtol=1e-5, atol=1e-9, msg=name)
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from pipestill.distillation import losses
 
 GENERATOR = torch.Generator().manual_seed(0)

@@ -1,0 +1,228 @@
+"""Artefacts are whole or not there, deterministic, checked when read; work is locked, resumable and never redone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipestill import artifacts
+from pipestill.artifacts import FileEntry, InputEntry, Manifest
+from pipestill.errors import InputError, SurroundingsError
+from pipestill.work import Work, open_work, read_record
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+def make(output: Path, content: bytes = b"payload", **changes: object) -> artifacts.Artifact | None:
+    """Publishes a small artefact, or returns None where it is there already."""
+    arguments: dict[str, object] = {
+        "kind": "dataset",
+        "stage": "dataset",
+        "version": 1,
+        "parameters": {"resolution": 8},
+        "inputs": {"images": InputEntry("folder", "0" * 64)},
+    }
+    with open_work(output=output, **(arguments | changes)) as work:  # type: ignore[arg-type]
+        if work.done:
+            return None
+        staging = work.staging()
+        (staging / "sub").mkdir()
+        (staging / "sub" / "data.bin").write_bytes(content)
+        return work.publish(staging, {"count": 3})
+
+
+def test_equal_work_gives_equal_bytes(tmp_path: Path) -> None:
+    first, second = make(tmp_path / "a"), make(tmp_path / "b")
+    assert first is not None
+    assert second is not None
+    assert (tmp_path / "a" / "manifest.json").read_bytes() == (tmp_path / "b" / "manifest.json").read_bytes()
+    assert first.manifest.payload == second.manifest.payload
+
+
+def test_payload_digest_depends_on_content_name_and_kind() -> None:
+    files = {"a": FileEntry(1, "x")}
+    digests = {
+        artifacts.payload_digest("dataset", files),
+        artifacts.payload_digest("model", files),
+        artifacts.payload_digest("dataset", {"b": FileEntry(1, "x")}),
+        artifacts.payload_digest("dataset", {"a": FileEntry(1, "y")}),
+    }
+    assert len(digests) == 4
+
+
+def test_the_second_time_there_is_nothing_to_do(tmp_path: Path) -> None:
+    assert make(tmp_path / "a") is not None
+    before = (tmp_path / "a" / "sub" / "data.bin").stat().st_ino
+    assert make(tmp_path / "a") is None
+    assert (tmp_path / "a" / "sub" / "data.bin").stat().st_ino == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parameters": {"resolution": 16}},
+        {"version": 2},
+        {"inputs": {"images": InputEntry("folder", "1" * 64)}},
+    ],
+)
+def test_changed_work_is_done_again(tmp_path: Path, change: dict[str, object]) -> None:
+    make(tmp_path / "a")
+    assert make(tmp_path / "a", b"other", **change) is not None
+    assert (tmp_path / "a" / "sub" / "data.bin").read_bytes() == b"other"
+
+
+def test_a_damaged_artefact_is_made_again(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    (tmp_path / "a" / "sub" / "data.bin").write_bytes(b"PAYLOAD")  # the same size
+    with pytest.raises(InputError, match="differs from its manifest"):
+        artifacts.verify(artifacts.read(tmp_path / "a", "dataset"))
+    assert make(tmp_path / "a") is not None
+    artifacts.verify(artifacts.read(tmp_path / "a", "dataset"))
+
+
+def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    with pytest.raises(InputError, match="is a dataset artefact, a model was expected"):
+        artifacts.read(tmp_path / "a", "model")
+    with pytest.raises(InputError, match="does not exist"):
+        artifacts.read(tmp_path / "b", "dataset")
+    with pytest.raises(InputError, match="is no artefact"):
+        artifacts.read(tmp_path, "dataset")
+    (tmp_path / "a" / "sub" / "data.bin").write_bytes(b"short")
+    with pytest.raises(InputError, match="5 bytes, 7 were written"):
+        artifacts.read(tmp_path / "a", "dataset")
+    (tmp_path / "a" / "sub" / "data.bin").unlink()
+    with pytest.raises(InputError, match="is missing"):
+        artifacts.read(tmp_path / "a", "dataset")
+    manifest = tmp_path / "a" / "manifest.json"
+    body = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(body | {"files": {}}))
+    with pytest.raises(InputError, match="does not match the files"):
+        artifacts.read(tmp_path / "a", "dataset")
+    manifest.write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        artifacts.read(tmp_path / "a", "dataset")
+
+
+def test_an_interrupted_publication_leaves_the_old_artefact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path / "a")
+
+    def fail(*paths: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(artifacts, "_exchange", fail)
+    with pytest.raises(SurroundingsError, match="No space left"):
+        make(tmp_path / "a", b"other", version=2)
+    old = artifacts.read(tmp_path / "a", "dataset")
+    artifacts.verify(old)
+    assert old.manifest.version == 1
+
+
+def test_a_reader_never_sees_half_an_artefact(tmp_path: Path) -> None:
+    """A child republishes the artefact over and over while this process reads it."""
+    make(tmp_path / "a")
+    child = subprocess.Popen(
+        [sys.executable, "-c", _REPUBLISH, str(tmp_path / "a")], env=os.environ, stdout=subprocess.PIPE
+    )
+    seen = set()
+    while child.poll() is None:
+        try:
+            artifact = artifacts.read(tmp_path / "a", "dataset")
+        except InputError as error:
+            # between our reading the manifest and the file, the folder may have been exchanged; it is never absent
+            assert "does not exist" not in str(error)  # noqa: PT017
+            assert "is no artefact" not in str(error)  # noqa: PT017
+            continue
+        seen.add(artifact.manifest.version)
+    assert child.returncode == 0
+    assert len(seen) > 1
+
+
+_REPUBLISH = """
+import sys
+from pathlib import Path
+from pipestill.work import open_work
+output = Path(sys.argv[1])
+for version in range(2, 80):
+    with open_work(kind="dataset", stage="dataset", version=version, parameters={}, inputs={}, output=output) as work:
+        staging = work.staging()
+        (staging / "data.bin").write_bytes(b"x" * version)
+        work.publish(staging, {})
+"""
+
+
+def test_two_processes_cannot_write_one_artefact(tmp_path: Path) -> None:
+    work = {"kind": "dataset", "stage": "dataset", "version": 1, "parameters": {}, "inputs": {}}
+    with (
+        open_work(output=tmp_path / "a", **work),  # type: ignore[arg-type]
+        pytest.raises(SurroundingsError, match="being written by another process"),
+        open_work(output=tmp_path / "a", **work | {"version": 2}),  # type: ignore[arg-type]
+    ):
+        pass
+    assert make(tmp_path / "a") is not None
+
+
+def test_state_survives_until_the_artefact_is_there(tmp_path: Path) -> None:
+    work = {"kind": "dataset", "stage": "dataset", "version": 1, "parameters": {}, "inputs": {}}
+
+    def attempt() -> Work:
+        with open_work(output=tmp_path / "a", **work) as opened:  # type: ignore[arg-type]
+            return opened
+
+    (attempt().state / "half").write_text("done")
+    assert (attempt().state / "half").read_text() == "done"
+    make(tmp_path / "a", parameters={}, inputs={})
+    assert not (attempt().folder / "state").exists()
+
+
+def test_records_add_up_the_seconds_of_all_attempts(tmp_path: Path) -> None:
+    work = {"kind": "dataset", "stage": "dataset", "version": 1, "parameters": {}, "inputs": {}}
+    with open_work(output=tmp_path / "a", **work) as first:  # type: ignore[arg-type]
+        first.started -= 10
+        first.record()
+    with open_work(output=tmp_path / "a", **work) as second:  # type: ignore[arg-type]
+        second.started -= 5
+        second.record(finished=True, images=7)
+    record = read_record("dataset", second.key)
+    assert record["seconds"] == pytest.approx(15, abs=1)
+    assert record["images"] == 7
+    assert read_record("dataset", "f" * 64) == {}
+
+
+def test_views_are_outside_the_payload(tmp_path: Path) -> None:
+    payloads = []
+    for text in ("took 3 s", "took 5 s"):
+        with open_work(
+            kind="report", stage="report", version=1, parameters={}, inputs={}, output=tmp_path / text
+        ) as work:
+            staging = work.staging()
+            (staging / "report.json").write_text("{}")
+            (staging / "index.html").write_text(text)
+            payloads.append(work.publish(staging, {}, views=("index.html",)).manifest.payload)
+    assert payloads[0] == payloads[1]
+
+
+def test_outside_folders_are_known_by_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    one = artifacts.outside_input(tmp_path)
+    (tmp_path / "a").write_text("2")
+    two = artifacts.outside_input(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    three = artifacts.outside_input(tmp_path)
+    assert len({one, two, three}) == 3
+
+
+def test_manifest_round_trip() -> None:
+    manifest = Manifest(
+        "model", "train", 1, {"a": [1, 2]}, {"x": InputEntry("k", "p")}, {"f": FileEntry(3, "d")}, {"s": 1}
+    )
+    assert Manifest.from_json(manifest.to_json()) == manifest

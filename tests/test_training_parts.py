@@ -1,0 +1,144 @@
+"""The small parts of training as values: averages, learning rates, losses, curves, states."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipestill.config import EmaParams, OptimizerParams
+from pipestill.diffusion.conditions import NoCondition
+from pipestill.errors import InputError
+from pipestill.training import optimizers, state
+from pipestill.training.curves import Curves
+from pipestill.training.ema import Ema, decay_at
+from pipestill.training.losses import denoising_loss
+from pipestill.training.ranks import averaged, seed_torch
+
+
+def test_ema_is_the_geometric_sum_of_the_weights() -> None:
+    module = nn.Linear(1, 1, bias=False)
+    values = [1.0, 4.0, -2.0]
+    with torch.no_grad():
+        module.weight.fill_(values[0])
+    ema, expected = Ema(module), values[0]
+    for value in values[1:]:
+        with torch.no_grad():
+            module.weight.fill_(value)
+        ema.update(module, 0.9)
+        expected = 0.9 * expected + 0.1 * value
+    assert ema.tensors["weight"].item() == pytest.approx(expected)
+
+
+def test_ema_half_life_halves_after_so_many_images_and_ramps_up() -> None:
+    params = EmaParams(kind="half-life", half_life=1000, ramp_up=0)
+    decay = decay_at(params, seen=10_000, batch=10)
+    assert decay**100 == pytest.approx(0.5)  # 100 updates of 10 images
+    ramped = EmaParams(kind="half-life", half_life=1000, ramp_up=0.05)
+    assert decay_at(ramped, seen=200, batch=10) == pytest.approx(0.5 ** (10 / 10))
+    assert decay_at(ramped, seen=10**6, batch=10) == pytest.approx(decay)
+    assert decay_at(EmaParams(decay=0.7), seen=1, batch=1) == 0.7
+
+
+def test_averaged_weights_are_put_back_whatever_happens() -> None:
+    module = nn.Linear(2, 2)
+    own = module.weight.detach().clone()
+    ema = Ema(module)
+    ema.tensors["weight"].zero_()
+    with pytest.raises(RuntimeError), averaged(module, ema):
+        assert not module.training
+        assert module.weight.abs().sum() == 0
+        raise RuntimeError
+    assert torch.equal(module.weight, own)
+    assert module.training
+
+
+@pytest.mark.parametrize(
+    ("schedule", "update", "expected"),
+    [
+        ("linear", 0, 1 / 11),
+        ("linear", 9, 10 / 11),
+        ("linear", 49, 1.0),
+        ("linear", 50, 1.0),
+        ("linear", 75, 0.5),
+        ("linear", 99, 0.02),
+        ("cosine", 75, 0.5),
+        ("cosine", 62, 0.5 * (1 - math.cos(math.pi * 38 / 50))),
+        ("constant", 99, 1.0),
+    ],
+)
+def test_learning_rate(schedule: str, update: int, expected: float) -> None:
+    params = OptimizerParams(warmup=10, schedule=schedule, decay_from=0.5)  # type: ignore[arg-type]
+    assert optimizers.learning_rate(2.0, params, update, 100) == pytest.approx(2.0 * expected)
+
+
+def test_step_clips_the_gradient_norm_and_reports_it_unclipped() -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    parameter.grad = torch.tensor([30.0, 40.0])
+    norm = optimizers.step(optimizer, 1.0, OptimizerParams(clip=5.0, warmup=0, schedule="constant"), 0, 10)
+    assert norm.item() == pytest.approx(50.0)
+    torch.testing.assert_close(parameter.detach(), torch.tensor([-3.0, -4.0]))
+    assert parameter.grad is None
+
+
+def test_denoising_loss_against_a_hand_made_denoiser() -> None:
+    """D(x) = x/2 on x0 = 1, eps = 1: the error is (1 + s)/2 - 1."""
+    sigma, weight = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])
+    ones = torch.ones(2, 1, 2, 2)
+    loss = denoising_loss(lambda x, s, c: x / 2, ones, sigma, ones, NoCondition(2), weight)
+    assert loss.item() == pytest.approx((3 * 0.0**2 + 5 * 0.5**2) / 2)
+
+
+def test_curves_are_window_means_and_survive_a_restart(tmp_path: Path) -> None:
+    def walk(break_at: int | None) -> str:
+        curves = Curves(800)  # windows of 4 updates
+        for step in range(1, 801):
+            curves.add(step, {"loss": 1.0 / step})
+            if step == 400:
+                curves.mark(step, {"validation": 0.125})
+            if step == break_at:
+                saved = curves.state()
+                curves = Curves(800)
+                curves.load(saved)
+        curves.write(tmp_path / "curves.csv")
+        return (tmp_path / "curves.csv").read_text()
+
+    whole = walk(None)
+    assert walk(5) == whole
+    assert walk(402) == whole
+    rows = list(csv.DictReader(whole.splitlines()))
+    assert len(rows) == 201
+    assert float(rows[0]["loss"]) == pytest.approx((1 + 1 / 2 + 1 / 3 + 1 / 4) / 4, rel=1e-5)
+    assert [row["step"] for row in rows if row["validation"]] == ["400"]
+
+
+def test_states_keep_the_newest_and_fall_back_from_a_damaged_one(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        state.save(tmp_path, step, {"x": torch.tensor(step)}, key="k", keep=2)
+    assert [path.name for path in state.saved(tmp_path)] == ["state-000000002.pt", "state-000000003.pt"]
+    newest = state.saved(tmp_path)[-1]
+    newest.write_bytes(newest.read_bytes()[:50])
+    found = state.load_newest(tmp_path, key="k", device=torch.device("cpu"))
+    assert found is not None
+    assert found[0] == 2
+    assert found[1]["x"].item() == 2
+
+
+def test_a_state_of_other_parameters_is_refused(tmp_path: Path) -> None:
+    state.save(tmp_path, 1, {}, key="these", keep=1)
+    with pytest.raises(InputError, match="belongs to other parameters"):
+        state.load_newest(tmp_path, key="those", device=torch.device("cpu"))
+
+
+def test_torchs_generator_is_a_function_of_seed_update_and_rank() -> None:
+    def draw(*where: int) -> float:
+        seed_torch(*where)
+        return torch.rand(()).item()
+
+    assert draw(0, 5, 1) == draw(0, 5, 1)
+    assert len({draw(0, 5, 1), draw(1, 5, 1), draw(0, 6, 1), draw(0, 5, 0)}) == 4
