@@ -7,14 +7,10 @@ no process group exists. A control group over gloo carries small objects and sto
 from __future__ import annotations
 
 import os
-import signal
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipestill.errors import InputError
+from pipestill.stopping import StopRequest
 
 Value = TypeVar("Value")
 
@@ -90,30 +87,6 @@ class Counter:
             return int(self._store.add(self._name, 1)) - 1
         self._local += 1
         return self._local - 1
-
-
-class StopRequest:
-    """SIGTERM, SIGINT, SIGUSR2 and a deadline, folded into one question that a loop asks at its step boundary."""
-
-    def __init__(self) -> None:
-        self.reason: str | None = None
-        deadline = os.environ.get("PIPESTILL_DEADLINE")  # Unix seconds, set by the launcher
-        self._deadline = float(deadline) if deadline else None
-
-    def requested(self) -> bool:
-        if self.reason is None and self._deadline is not None and time.time() >= self._deadline:
-            self.reason = "its time limit"
-        return self.reason is not None
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
-
-    def listen(self) -> None:
-        """Turns the stop signals into requests (in the main thread; elsewhere signals are not ours to take)."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-            signal.signal(number, self._on_signal)
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:

@@ -1,0 +1,1 @@
+"""Images on their way to a network: sources, validation, the store, splits, order and the loader."""

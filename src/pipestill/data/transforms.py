@@ -1,0 +1,173 @@
+"""From one image file's content to the pixels that are stored: which images are refused, and how the others are cut.
+
+Pure functions of one image. The rule: what cannot become 8-bit grey or RGB without a choice that belongs to the
+owner of the images (which palette, which background behind transparency, which frame, which ink profile, which 8 of
+16 bits) is bad; everything else is converted, and the report counts it.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipestill.config import DataParams
+
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # beyond twice that size Pillow raises, and we refuse
+
+FILTERS = {
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+ORIENTATION = 0x0112  # EXIF tag
+PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA")
+OF_THE_SURROUNDINGS = (errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE)
+
+
+class BadImage(Exception):
+    """This image cannot be used; the message says why, in words that do not depend on the machine."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What every stored image is: [resolution, resolution, channels] uint8, made by a named transform and filter."""
+
+    resolution: int
+    channels: Literal[1, 3]
+    transform: Literal["none", "center-crop", "center-crop-adm"]
+    filter: Literal["box", "bilinear", "bicubic", "lanczos"]
+
+    @staticmethod
+    def of(data: DataParams) -> Form:
+        return Form(data.resolution, 1 if data.color == "grey" else 3, data.transform, data.filter)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.resolution, self.resolution, self.channels
+
+
+@dataclass
+class Found:
+    """What an image was before anything was done to it; empty where its header could not be read."""
+
+    mode: str = ""
+    width: int = 0
+    height: int = 0
+    orientation: int = 1
+
+
+def prepare(content: bytes | NDArray[np.uint8], form: Form, found: Found) -> NDArray[np.uint8]:
+    """The stored pixels uint8 [H, W, C] of an encoded file or of an array [H, W, C]; fills `found` on the way.
+
+    Raises BadImage.
+    """
+    try:
+        image = _opened(content)
+        found.mode, (found.width, found.height) = _mode(image), image.size
+        if image.format is not None:
+            found.orientation = image.getexif().get(ORIENTATION, 1)
+            _refuse(image)
+            image = _upright(image, found.orientation)
+    except (BadImage, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno in OF_THE_SURROUNDINGS:
+            raise
+        raise BadImage(_undecodable(error)) from error
+    except Exception as error:  # a decoder may raise anything on a broken file
+        raise BadImage(_undecodable(error)) from error
+    return _shaped(image, form)
+
+
+def _opened(content: bytes | NDArray[np.uint8]) -> Image.Image:
+    if isinstance(content, bytes):
+        return Image.open(io.BytesIO(content))
+    return Image.fromarray(content.squeeze(-1) if content.shape[-1] == 1 else content)
+
+
+def _undecodable(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "is no image in a known format"
+    if isinstance(error, Image.DecompressionBombError):
+        return "has too many pixels to be decoded safely"
+    return f"cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})"
+
+
+def _mode(image: Image.Image) -> str:
+    """Pillow's mode, with the 16 bits that it silently drops from RGB files."""
+    deep = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
+    return f"{image.mode};16" if deep and ";16" not in image.mode else image.mode
+
+
+def _refuse(image: Image.Image) -> None:
+    """Raises BadImage for what has no single reading as 8-bit grey or RGB."""
+    mode = _mode(image)
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a camera's MPO is a JPEG with previews behind it
+        raise BadImage(f"is animated or has several pages ({frames} frames)")
+    if ";16" in mode or mode in ("I", "F"):
+        raise BadImage(f"has more than 8 bits a channel (mode {mode})")
+    if mode in ("P", "PA"):
+        raise BadImage(f"has a palette (mode {mode})")
+    if mode not in PLAIN_MODES:
+        raise BadImage(f"is neither grey nor RGB (mode {mode})")
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Decoded, turned as its EXIF says, alpha dropped where it hides nothing. Raises BadImage where it does."""
+    image.load()
+    if image.mode in ("LA", "RGBA") or "transparency" in image.info:
+        alpha = image.convert("RGBA").getchannel("A")
+        if alpha.getextrema()[0] != 255:
+            raise BadImage("has transparent pixels")
+        image.info.pop("transparency", None)
+        image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    return ImageOps.exif_transpose(image) if orientation != 1 else image
+
+
+def _shaped(image: Image.Image, form: Form) -> NDArray[np.uint8]:
+    """Colour, crop and size as the form says, uint8 [H, W, C]. Raises BadImage where `none` needs another size."""
+    side = form.resolution
+    mode = "L" if form.channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
+    if image.size != (side, side):
+        if form.transform == "none":
+            raise BadImage(f"is {image.width}x{image.height}, and data.transform=none takes {side}x{side} only")
+        image = (_center_crop_adm if form.transform == "center-crop-adm" else _center_crop)(image, form)
+    pixels: NDArray[np.uint8] = np.asarray(image, dtype=np.uint8)
+    return pixels.reshape(form.shape)
+
+
+def _center_crop(image: Image.Image, form: Form) -> Image.Image:
+    """The middle square, resized by the named filter (the usual preparation of EDM's data sets)."""
+    short = min(image.size)
+    left, top = (image.width - short) // 2, (image.height - short) // 2
+    square = image.crop((left, top, left + short, top + short))
+    return square.resize((form.resolution, form.resolution), FILTERS[form.filter])
+
+
+def _center_crop_adm(image: Image.Image, form: Form) -> Image.Image:
+    """ADM's ImageNet preparation (Dhariwal and Nichol 2021): halved by box, then bicubic, then the middle square."""
+    side = form.resolution
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = side / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def difference_hash(pixels: NDArray[np.uint8]) -> int:
+    """64 bits that say where a 9x8 grey thumbnail of [H, W, C] grows brighter to the right (Krawetz's dHash)."""
+    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    small = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX))
+    return int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")

@@ -1,0 +1,222 @@
+"""Validates images and builds the dataset artefact: raw uint8 in one LMDB file, labels, the split, and a report.
+
+With --check, validates alone and writes no artefact; with --export-lmdb, writes a dataset in DMD2's LMDB layout.
+Sources, colour, size and the rule for bad images are the parameters of `data`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipestill.config import DataParams
+from pipestill.errors import InputError
+from pipestill.progress import say
+from pipestill.stages import common
+from pipestill.stopping import StopRequest
+from pipestill.work import open_work, runs_root
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipestill.artifacts import Artifact
+    from pipestill.data.ingest import Ingested
+    from pipestill.data.sources import Source
+
+VERSION = 1
+PRINTED = 20  # bad files that are printed; the report has them all
+EXAMPLES = """
+  pipestill dataset --output artifacts/dataset data.path=photos data.resolution=64
+  pipestill dataset --check photos --report photos-report
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_common(parser, output=False)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--output", type=Path, metavar="DIR", help="build the dataset artefact there")
+    what.add_argument("--check", metavar="DIR", help="validate the images there (instead of data.path) and stop")
+    what.add_argument("--export-lmdb", type=Path, metavar="FILE", help="write --dataset in DMD2's layout")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="with --check: write report.json and .html there")
+    parser.add_argument("--dataset", type=Path, metavar="DIR", help="with --export-lmdb: the dataset artefact")
+    parser.add_argument("--part", choices=("train", "validation", "test"), help="with --export-lmdb: only this part")
+    parser.add_argument(
+        "--deadline-min", type=float, metavar="MIN", help="save, stop and exit 75 after so many minutes"
+    )
+
+
+def main(options: argparse.Namespace) -> int:
+    if options.export_lmdb is not None:
+        export(options.dataset, options.export_lmdb, options.part)
+        return 0
+    params = common.load_params(options)
+    workers = params.operation.workers
+    stop = StopRequest()
+    stop.listen()
+    if options.check is not None:
+        data = params.data.model_copy(update={"path": options.check})
+        return 2 if check(data, report=options.report, workers=workers, stop=stop)["bad"]["count"] else 0
+    build(params.data, options.output, workers=workers, stop=stop)
+    return 0
+
+
+def build(data: DataParams, output: Path, *, workers: int = 1, stop: StopRequest | None = None) -> Artifact:
+    """Builds the dataset artefact at `output`, or finds it there; goes on where a killed build was.
+
+    Raises InputError where images are bad and `data.on_bad` is `refuse`, Stopped, and SurroundingsError.
+    """
+    from pipestill.data.identity import input_of
+    from pipestill.data.ingest import ingest
+    from pipestill.data.sources import open_source
+    from pipestill.data.store import Layout, write_dataset
+    from pipestill.data.transforms import Form
+
+    source, form = open_source(data), Form.of(data)
+    with open_work(
+        kind="dataset",
+        stage="dataset",
+        version=VERSION,
+        parameters=data.plain(),
+        inputs={"images": input_of(source, Path(data.path))},
+        output=output,
+    ) as work:
+        if work.done is not None:
+            say(f"{output} is there and verifies: nothing to do")
+            return work.done
+        ingested = ingest(source, form, work.state, workers=workers, stop=stop)
+        kept, parts, report = _examined(source, ingested, data)
+        if report["bad"]["count"] and data.on_bad == "refuse":
+            _write_report(work.folder, report, source, ingested, kept)
+            shutil.rmtree(work.state)
+            raise InputError(_refusal(report, data, work.folder / "report.html"))
+        staging = work.staging()
+        layout = Layout(len(kept), form.resolution, form.channels, data.images_per_value)
+        write_dataset(
+            staging,
+            _blocks(ingested.pixels, kept, layout.per_value),
+            layout,
+            classes=source.classes,
+            labels=source.labels[kept],
+            parts=parts,
+            names=[source.names[index] for index in kept],
+            digests=ingested.facts["digest"][kept],
+        )
+        _write_report(staging, report, source, ingested, kept)
+        summary = {
+            "images": len(kept),
+            "classes": len(source.classes),
+            "parts": report["parts"],
+            "set_aside": {file["name"]: file["reason"] for file in report["bad"]["files"]},
+        }
+        artifact = work.publish(staging, summary, views=("report.html",))
+        work.record(finished=True, images=len(kept), workers=workers)
+    say(f"{output}: {summarised(report)}")
+    return artifact
+
+
+def check(
+    data: DataParams, *, report: Path | None = None, workers: int = 1, stop: StopRequest | None = None
+) -> dict[str, Any]:
+    """Validates the images without an artefact, prints what it found and writes it to `report`; returns it."""
+    from pipestill.data.ingest import ingest
+    from pipestill.data.sources import open_source
+    from pipestill.data.transforms import Form
+
+    source = open_source(data)
+    runs_root().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=runs_root(), prefix="check-") as folder:
+        ingested = ingest(source, Form.of(data), Path(folder), workers=workers, stop=stop)
+        kept, _, found = _examined(source, ingested, data)
+        if report is not None:
+            report.mkdir(parents=True, exist_ok=True)
+            _write_report(report, found, source, ingested, kept)
+    say(
+        f"{data.path} as data.format={data.format} resolution={data.resolution} color={data.color} "
+        f"transform={data.transform} filter={data.filter}: {summarised(found)}"
+    )
+    for file in found["bad"]["files"][:PRINTED]:
+        say(f"  {file['name']} {file['reason']}")
+    if found["bad"]["count"] > PRINTED:
+        say(f"  and {found['bad']['count'] - PRINTED} more: see --report")
+    return found
+
+
+def export(dataset: Path | None, file: Path, part: str | None = None) -> None:
+    """Writes a dataset artefact, or one part of it, in DMD2's LMDB layout."""
+    import numpy as np
+
+    from pipestill.data.store import export_dmd2, open_dataset
+
+    if dataset is None:
+        raise InputError("--export-lmdb needs --dataset DIR: the dataset artefact to export")
+    opened = open_dataset(dataset)
+    indices = np.arange(len(opened)) if part is None else opened.split[part]
+    export_dmd2(opened, indices, file)
+    say(f"{file}: {len(indices)} images in DMD2's layout")
+
+
+def summarised(report: dict[str, Any]) -> str:
+    """The report in one line."""
+    parts, duplicates = report["parts"], report["duplicates"]
+    return (
+        f"{report['images']} good images in {len(report['classes'])} classes "
+        f"(train {parts['train']}, validation {parts['validation']}, test {parts['test']}), "
+        f"{report['bad']['count']} bad, {duplicates['exact']['repeats']} exact repeats, "
+        f"{duplicates['near']['pairs']} near pairs, imbalance {report['imbalance']:.3g}"
+    )
+
+
+def _examined(
+    source: Source, ingested: Ingested, data: DataParams
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], dict[str, Any]]:
+    """Indices of the good images, the part of each, and the report."""
+    import numpy as np
+
+    from pipestill.data.split import stratified
+    from pipestill.data.transforms import Form
+    from pipestill.data.validation import examine
+
+    kept = np.flatnonzero(ingested.facts["good"])
+    split = data.split
+    if split.by == "fraction":
+        parts = stratified(source.labels[kept], validation=split.validation, test=split.test, seed=split.seed)
+    elif source.parts is not None:
+        parts = source.parts[kept]
+    else:
+        parts = np.zeros(len(kept), dtype=np.uint8)
+    return kept, parts, examine(source, ingested, kept, parts, Form.of(data), data.near_duplicate_bits)
+
+
+def _write_report(
+    folder: Path, report: dict[str, Any], source: Source, ingested: Ingested, kept: NDArray[np.int64]
+) -> None:
+    from pipestill.data.validation import contact_sheets, write_report
+
+    sheets = contact_sheets(source.classes, source.labels[kept], lambda indices: ingested.pixels[kept[indices]])
+    write_report(folder, report, sheets)
+
+
+def _refusal(report: dict[str, Any], data: DataParams, page: Path) -> str:
+    """The one line about bad files, after the first of them have been printed where there are several."""
+    bad = report["bad"]["files"]
+    if len(bad) > 1:
+        for file in bad[:PRINTED]:
+            say(f"  {file['name']} {file['reason']}")
+        if len(bad) > PRINTED:
+            say(f"  and {len(bad) - PRINTED} more")
+    first = f"{Path(data.path) / bad[0]['name']} {bad[0]['reason']}"
+    what = first if len(bad) == 1 else f"{len(bad)} files of {data.path} cannot be used, the first is {first}"
+    return f"{what}: mend or remove, or set data.on_bad=set-aside (report: {page})"
+
+
+def _blocks(pixels: NDArray[np.uint8], kept: NDArray[np.int64], size: int) -> Iterator[NDArray[np.uint8]]:
+    """The kept images, `size` at a time; without a copy where none between them was set aside."""
+    for start in range(0, len(kept), size):
+        some = kept[start : start + size]
+        together = int(some[-1]) - int(some[0]) + 1 == len(some)
+        yield pixels[some[0] : some[-1] + 1] if together else pixels[some]
