@@ -1,0 +1,257 @@
+"""Sample images from a model, sharded over ranks: any sampler, class plan, guidance and number of seeds.
+
+Item i of seed s is the same picture for any number of ranks, in any order and after any restart. Finished blocks are
+written while the next ones compute, and are never computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipestill import artifacts
+from pipestill.config import OperationParams, RunParams
+from pipestill.errors import InputError
+from pipestill.progress import Bar, say
+from pipestill.stages.common import add_common, add_launch, entry, load_params, ranks_of
+from pipestill.work import open_work, read_record
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipestill.artifacts import Artifact
+    from pipestill.networks.model import ModelCard
+    from pipestill.sampling.runner import Progress
+    from pipestill.work import Work
+
+VERSION = 1
+EXAMPLES = """\
+  pipestill sample --name student-4 --model artifacts/models/student-4 --output artifacts/samples/student-4
+  pipestill sample --name teacher-2m-10 --model artifacts/models/teacher --sigmas artifacts/tuned/teacher \\
+      --output /tmp/samples --png /tmp/pictures --ranks 2 sampling.runs.teacher-2m-10.guidance=1.5
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_common(parser, name="which entry of `sampling.runs`")
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="model artefact")
+    parser.add_argument(
+        "--sigmas", type=Path, metavar="DIR", help="tuned artefact, for a run whose sigmas are tuned; else the model"
+    )
+    parser.add_argument("--dataset", type=Path, metavar="DIR", help="dataset artefact, read for plan=data alone")
+    parser.add_argument(
+        "--png", type=Path, metavar="DIR", help="also write each image as a PNG, a folder for each class"
+    )
+    add_launch(parser)
+
+
+def ranks(options: argparse.Namespace) -> int:
+    return ranks_of(options, "sample")
+
+
+def main(options: argparse.Namespace) -> None:
+    params = load_params(options)
+    sample(
+        entry(params.sampling.runs, options.name, "sampling.runs"),
+        name=options.name,
+        model=options.model,
+        sigmas=options.sigmas,
+        dataset=options.dataset,
+        output=options.output,
+        png=options.png,
+        operation=params.operation,
+    )
+
+
+def sample(
+    run: RunParams,
+    *,
+    name: str,
+    model: Path,
+    output: Path,
+    operation: OperationParams,
+    sigmas: Path | None = None,
+    dataset: Path | None = None,
+    png: Path | None = None,
+) -> Artifact | None:
+    """Samples the images that a run describes; returns their artefact on the leader.
+
+    `sigmas` is a tuned artefact where the run's range comes from there, `dataset` is read for plan=data alone.
+    Raises InputError (model and run do not fit), SurroundingsError (NaN, full disk, lost rank) and Stopped.
+    """
+    source = artifacts.read(model, "model")
+    inputs = {"model": source.as_input}
+    tuned = None
+    if run.sigmas.startswith("tuned/"):
+        tuned = _tuned_for(source, run, sigmas)
+        inputs["sigmas"] = tuned.as_input
+    if run.plan == "data":
+        if dataset is None:
+            raise InputError("plan=data takes the classes' shares from a dataset: give --dataset")
+        inputs["dataset"] = artifacts.read(dataset, "dataset").as_input
+    from pipestill import distributed
+
+    with (
+        distributed.world(device=operation.device, threads=run.threads, timeout=operation.timeout) as world,
+        open_work(
+            kind="samples",
+            stage="sample",
+            version=VERSION,
+            parameters=run.plain(),
+            inputs=inputs,
+            output=output,
+            leader=world.leader,
+        ) as work,
+    ):
+        artifact = work.done
+        if world.broadcast(work.done is not None):
+            if world.leader:
+                say(f"{output} is there and verifies: nothing to do")
+        else:
+            artifact = _sample(run, name, source, tuned, dataset, operation, work, world)
+        if png is not None and artifact is not None and world.leader:
+            write_pngs(artifact.path, png)
+        return artifact
+
+
+def _tuned_for(model: Artifact, run: RunParams, path: Path | None) -> Artifact:
+    if path is None:
+        raise InputError(f"sigmas={run.sigmas} comes from a tuned artefact: give --sigmas")
+    tuned = artifacts.read(path, "tuned")
+    if tuned.manifest.inputs["model"].payload != model.as_input.payload:
+        raise InputError(f"{path} was tuned for another model than {model.path}: tune this one")
+    return tuned
+
+
+def _sample(
+    run: RunParams,
+    name: str,
+    source: Artifact,
+    tuned: Artifact | None,
+    dataset: Path | None,
+    operation: OperationParams,
+    work: Work,
+    world: Any,
+) -> Artifact | None:
+    from pipestill.networks.model import load_model, read_card
+    from pipestill.sampling.place import place
+    from pipestill.sampling.plan import blocks
+    from pipestill.sampling.recipe import settle
+    from pipestill.sampling.runner import read_blocks, run_blocks
+    from pipestill.sampling.store import write_samples
+    from pipestill.training.ranks import autocast_type
+
+    card = read_card(source.path)[1]
+    recipe = settle(run, card, None if tuned is None else json.loads(tuned.file("tuned.json").read_text()))
+    labels = _labels(run, card, dataset)
+    loaded = load_model(source.path, weights=run.weights, autocast=autocast_type(run.precision))
+    denoiser = place(loaded.denoiser, world.device)
+    if world.leader:
+        say(
+            f"{name}: {run.images:,} images for each of {len(run.seeds)} seeds, {recipe.sampler} at {recipe.steps} "
+            f"steps, {recipe.evaluations} evaluations an image, {world.size} ranks"
+        )
+    parts = blocks(run.seeds, run.images, run.micro_batch)
+    folder = work.state / "blocks"
+    progress = run_blocks(
+        lambda block, items, classes: recipe.sample(
+            denoiser, seed=block.seed, items=items, labels=classes, device=world.device
+        ),
+        parts,
+        labels,
+        micro_batch=run.micro_batch,
+        folder=folder,
+        world=world,
+        name=f"sample/{work.key}",
+    )
+    if not world.leader:
+        return None
+    height_first = (card.resolution, card.resolution, card.channels)
+    staging = work.staging()
+    index = {
+        "seeds": list(run.seeds),
+        "images_per_seed": run.images,
+        "evaluations": recipe.evaluations,
+        "guidance": run.guidance,
+        "sampler": recipe.sampler,
+        "steps": recipe.steps,
+        "sigmas": recipe.sigmas.tolist(),
+        "model": {"name": run.model, "payload": source.manifest.payload, "weights": run.weights},
+        "classes": list(card.classes),
+    }
+    write_samples(
+        staging,
+        read_blocks(folder, parts, height_first),
+        labels=_repeat(labels, len(run.seeds)),
+        shape=height_first,
+        index=index,
+    )
+    total = run.images * len(run.seeds)
+    summary = {
+        "images": total,
+        "seeds": list(run.seeds),
+        "plan": run.plan,
+        "evaluations": recipe.evaluations,
+        "guidance": run.guidance,
+        "model": run.model,
+        "model_payload": source.manifest.payload,
+    }
+    artifact = work.publish(staging, summary)
+    work.record(finished=True, ranks=world.size, **_timings(progress, total, work))
+    return artifact
+
+
+def _timings(progress: Progress, images: int, work: Work) -> dict[str, Any]:
+    """Seconds an image without start-up; where an earlier attempt sampled everything, what it recorded."""
+    earlier = read_record(work.stage, work.key).get("seconds_per_image")
+    each = progress.seconds / progress.images if progress.images else earlier
+    return {
+        "images": images,
+        "sampling_seconds": None if each is None else round(each * images, 6),
+        "seconds_per_image": each,
+    }
+
+
+def _labels(run: RunParams, card: ModelCard, dataset: Path | None) -> NDArray[np.int64]:
+    """The class of each item, the same for every seed: int64 [images]."""
+    from pipestill.sampling import plan
+
+    classes = len(card.classes)
+    if run.plan == "balanced":
+        return plan.balanced(run.images, classes)
+    if run.plan == "listed":
+        return plan.listed(run.images, run.classes, classes)
+    if run.plan == "none":
+        return plan.without_classes(run.images)
+    from pipestill.data.store import open_dataset
+
+    assert dataset is not None
+    data = open_dataset(dataset)
+    if tuple(data.classes) != tuple(card.classes):
+        raise InputError(f"{dataset} has the classes {list(data.classes)}, model {run.model} has {list(card.classes)}")
+    return plan.as_in_data(run.images, data.labels[data.split["train"]], classes)
+
+
+def _repeat(labels: NDArray[np.int64], times: int) -> NDArray[np.int64]:
+    import numpy
+
+    return numpy.tile(labels, times)
+
+
+def write_pngs(samples: Path, folder: Path) -> None:
+    """Writes each image of a samples artefact as `folder/<class>/seed<s>-<item>.png` (no class: `folder/...`)."""
+    from pipestill.sampling.pictures import save_png
+    from pipestill.sampling.store import open_samples
+
+    source = open_samples(samples)
+    bar = Bar("png", source.count, unit="images")
+    for number in range(source.count):
+        seed, item = source.seeds[number // source.images_per_seed], number % source.images_per_seed
+        label = int(source.labels[number])
+        place = folder if label < 0 else folder / source.index["classes"][label].replace("/", "-")
+        save_png(source.images(number, number + 1)[0], place / f"seed{seed}-{item:06d}.png")
+        bar.advance()
+    bar.close()
