@@ -43,13 +43,13 @@ class Moments:
     count: int
 
     @staticmethod
-    def of(features: Tensor, ranks: Ranks | None = None) -> Moments:
+    def of(features: Tensor, ranks: Ranks | None = None, device: torch.device | str | None = None) -> Moments:
         """Moments of a feature table [n, d] that every rank can read; ranks share its lanes and sum them once.
 
-        The table is turned to float64 a few thousand rows at a time, so it may be a memory-mapped file. The bits are
-        the same for any number of ranks. Raises InputError for fewer than two rows.
+        The table is turned to float64 on `device` (by default its own) a few thousand rows at a time, so it may be a
+        memory-mapped file. The bits are the same for any number of ranks. Raises InputError for fewer than two rows.
         """
-        sums = MomentSums(features.shape[1], features.device)
+        sums = MomentSums(features.shape[1], features.device if device is None else device)
         bounds = [len(features) * lane // LANES for lane in range(LANES + 1)]
         own = range(LANES) if ranks is None else range(ranks.rank, LANES, ranks.size)
         for lane in own:

@@ -1,0 +1,206 @@
+"""Building the reference's payload: classifier, tables, moments, what real images score, and the floors.
+
+Each step goes on from what an earlier attempt left in the work's state; it writes there and into the staging folder.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from pipestill.config import ReferenceParams
+from pipestill.data.store import Dataset
+from pipestill.distributed import World
+from pipestill.errors import InputError
+from pipestill.evaluation import classifier, measure
+from pipestill.evaluation.classifier import Classifier
+from pipestill.evaluation.extractors import Extractor
+from pipestill.evaluation.moments import Moments, MomentSums, read_statistics
+from pipestill.evaluation.reference import (
+    CLASSIFIER,
+    FLOOR,
+    INDEX,
+    PARTS,
+    STATISTICS,
+    Index,
+    Part,
+    Reference,
+    make_extractor,
+    moments_path,
+    write_moments,
+)
+from pipestill.evaluation.tables import extract, table_path
+from pipestill.progress import Bar
+from pipestill.work import write_atomic
+
+
+def check(params: ReferenceParams, data: Dataset) -> None:
+    """Raises InputError, in one line, where the data is too small for what the parameters ask or has no labels."""
+    path, sizes = data.artifact.path, {part: len(indices) for part, indices in data.split.items()}
+    for part in ("train", "test"):
+        if sizes[part] < 2:
+            raise InputError(f"{path} has {sizes[part]} {part} images, at least 2 are needed: set data.split")
+    if "classifier" in params.protocol.extractors and not data.classes:
+        raise InputError(
+            f"{path} has no labels, so there is no classifier to measure with: "
+            "take classifier out of reference.protocol.extractors"
+        )
+    largest = max(params.floor.counts)
+    if largest > sizes["train"]:
+        raise InputError(
+            f"reference.floor.counts: {largest} images cannot be drawn from {sizes['train']} train images "
+            f"without repetition: the largest possible count is {sizes['train']}"
+        )
+    fewest = min(*params.floor.counts, sizes["test"])
+    if params.protocol.kid_subset_size > fewest or params.protocol.kid_subset_size < 2:
+        raise InputError(
+            f"reference.protocol.kid_subset_size={params.protocol.kid_subset_size}: subsets are drawn from "
+            f"{sizes['test']} test images and from {min(params.floor.counts)} measured ones, so 2 to {fewest} fit"
+        )
+    if params.protocol.neighbours >= fewest:
+        raise InputError(
+            f"reference.protocol.neighbours={params.protocol.neighbours}: there are {fewest} images, "
+            f"so at most {fewest - 1} neighbours fit"
+        )
+
+
+def images_of(data: Dataset, part: Part, first: int, last: int) -> Tensor:
+    """Images [first, last) of a part, uint8 [n, C, H, W]."""
+    return torch.from_numpy(data.images(data.split[part][first:last])).permute(0, 3, 1, 2)
+
+
+def train_classifier(params: ReferenceParams, data: Dataset, state: Path, world: World) -> Classifier | None:
+    """The classifier, trained by the leader and read by every rank; None where the data has no labels."""
+    if not data.classes:
+        return None
+    path = state / CLASSIFIER
+    if world.leader and not path.exists():
+        train = data.split["train"]
+        bar = Bar("classifier", params.classifier.iterations, unit="updates")
+        network = classifier.train(
+            params.classifier,
+            images_of(data, "train", 0, len(train)),
+            torch.from_numpy(data.labels[train]),
+            len(data.classes),
+            device=world.device,
+            on_step=bar.advance,
+        )
+        bar.close()
+        write_atomic(path, save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))
+    world.barrier()
+    network = Classifier(params.classifier, data.channels, len(data.classes))
+    network.load_state_dict(load_file(path))
+    return network.requires_grad_(False).eval()
+
+
+def make_extractors(params: ReferenceParams, judge: Classifier | None, world: World) -> list[Extractor]:
+    """The extractors of every space that is kept: the protocol's, and the classifier's where there is one."""
+    names = dict.fromkeys((*params.protocol.extractors, *(("classifier",) if judge else ())))
+    return [
+        classifier.extractor(judge, world.device)
+        if name == "classifier" and judge is not None
+        else make_extractor(name, world.device, params.protocol.inception_weights)
+        for name in names
+    ]
+
+
+def measure_parts(
+    params: ReferenceParams, data: Dataset, extractors: list[Extractor], state: Path, world: World
+) -> dict[tuple[str, str], Moments]:
+    """Tables of every part by every extractor, left in `state`; returns the moments by (part, extractor)."""
+    moments: dict[tuple[str, str], Moments] = {}
+    for part in PARTS:
+        count = len(data.split[part])
+        if not count:
+            continue
+
+        def images(first: int, last: int, part: Part = part) -> Tensor:
+            return images_of(data, part, first, last)
+
+        tables = extract(state, part, extractors, images, count, block=params.batch, world=world)
+        if count > 1:
+            moments |= {(part, name): Moments.of(table, world, world.device) for name, table in tables.items()}
+    if params.statistics is not None:
+        inception = next(extractor for extractor in extractors if extractor.name == "inception")
+        moments[STATISTICS, "inception"] = outside_moments(Path(params.statistics), inception, params.batch)
+    return moments
+
+
+def write_payload(
+    params: ReferenceParams,
+    data: Dataset,
+    extractors: list[Extractor],
+    moments: dict[tuple[str, str], Moments],
+    state: Path,
+    staging: Path,
+    *,
+    inception_sha256: str | None,
+    world: World,
+) -> Reference:
+    """Fills the staging folder: tables, labels, moments, classifier, index and floors. On the leader alone."""
+    sizes = {part: len(data.split[part]) for part in PARTS}
+    for part in PARTS:
+        np.save(staging / f"{part}-labels.npy", data.labels[data.split[part]])
+        for extractor in extractors:
+            if sizes[part]:
+                shutil.copyfile(table_path(state, part, extractor.name), table_path(staging, part, extractor.name))
+    for (label, name), found in moments.items():
+        write_moments(moments_path(staging, label, name), found)
+    if data.classes:
+        shutil.copyfile(state / CLASSIFIER, staging / CLASSIFIER)
+    index = Index(
+        resolution=data.resolution,
+        channels=data.channels,
+        classes=data.classes,
+        images={str(part): count for part, count in sizes.items()},
+        protocol=params.protocol,
+        classifier=params.classifier if data.classes else None,
+        accuracy={},
+        nearest_real=None,
+        texts={extractor.name: extractor.protocol for extractor in extractors},
+        inception_sha256=inception_sha256,
+        statistics=params.statistics is not None,
+    )
+    index = _with_real_figures(Reference(staging, index), world)
+    (staging / INDEX).write_text(index.to_json())
+    reference = Reference(staging, index)
+    floors = {
+        str(count): measure.floor(reference, count, params.floor.draws, world.device) for count in params.floor.counts
+    }
+    (staging / FLOOR).write_text(json.dumps(floors, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    return reference
+
+
+def _with_real_figures(reference: Reference, world: World) -> Index:
+    """The index with what is known of real images: the classifier's accuracies and the nearest-neighbour distance."""
+    index, accuracy = reference.index, dict[str, float]()
+    for part in PARTS if index.classifier is not None else ():
+        if index.images[part]:
+            with torch.inference_mode():
+                guessed = reference.classifier().last(reference.features(part, "classifier")).argmax(1)
+            accuracy[part] = measure.rounded(float((guessed == reference.labels(part)).double().mean()))
+    return replace(index, accuracy=accuracy, nearest_real=measure.nearest_real(reference, world.device))
+
+
+def outside_moments(path: Path, inception: Extractor, batch: int) -> Moments:
+    """Moments of an outside npz: its mu and sigma, or, where it has none, those of the images in its arr_0."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            images = file["arr_0"] if "mu" not in file.files and "arr_0" in file.files else None
+    except Exception:
+        images = None  # the reader of statistics says what is wrong with the file
+    if images is None:
+        return read_statistics(path, inception.dimension)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise InputError(f"{path}: arr_0 holds {images.dtype} {images.shape}, uint8 [n, H, W, 1 or 3] was expected")
+    sums = MomentSums(inception.dimension, inception.device)
+    for first in range(0, len(images), batch):
+        sums.add(inception(torch.from_numpy(images[first : first + batch]).permute(0, 3, 1, 2)))
+    return sums.moments()
