@@ -13,10 +13,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from pipestill import __version__, launch
-from pipestill.errors import InputError, PipestillError, SurroundingsError
+from pipestill.errors import InputError, PipestillError, Stopped, SurroundingsError
 
 COMMANDS = {
     "example": "write an embedded data set as a folder of PNGs by class",
@@ -35,6 +36,7 @@ COMMANDS = {
     "trace": "print the chain from a figure back to the images",
     "doctor": "check this installation and this project",
 }
+STOPPED = "PIPESTILL_STOPPED"  # names a file that a stage leaves when it stops with exit 75, for `pipestill repro`
 EXIT_CODES = (
     "exit codes: 0 done, or nothing to do; 75 stopped with its state saved, start it again; "
     "2 the input is wrong; 3 the surroundings failed; anything else is a bug"
@@ -55,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     code, message = _guarded(name, rest)
     if message and not launch.is_rank():
         print(f"pipestill {name}: {message}", file=sys.stderr)
+    if code == Stopped.exit_code and STOPPED in os.environ:
+        Path(os.environ[STOPPED]).touch()
     launch.leave_outcome(code, message)
     return code
 

@@ -402,6 +402,8 @@ class Params(Section):
             raise ValueError(f"'{min(clash)}' names both a teacher and a student")
         for name in self.tune:
             _known(f"tune.{name}", name, self.teachers, "teacher")
+            if not any(run.sigmas == f"tuned/{name}" for run in self.sampling.runs.values()):
+                raise ValueError(f"tune.{name}: no run has sigmas=tuned/{name}, so nothing would use it")
         for name, student in students.items():
             where = f"distillation.students.{name}"
             _known(f"{where}.teacher", student.teacher, self.teachers, "teacher")

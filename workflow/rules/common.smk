@@ -9,9 +9,11 @@ from snakemake.exceptions import WorkflowError
 from pipestill import config as parameters_file
 from pipestill import pipeline
 from pipestill.errors import PipestillError
+from pipestill.tools import SYNCING
 
 RUNS = os.environ.get("PIPESTILL_RUNS", "runs")
 ROOT = Path(workflow.basedir)
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # pipestill's own place
 
 
 def resolved():
@@ -94,5 +96,6 @@ ATTEMPT = "bash workflow/scripts/attempt.sh {resources.attempt} {log:q} {params.
 
 
 def let_dvc_record():
-    """Lets DVC record what finished; what it says is shown, and the outcome of the run stays as it is."""
-    subprocess.run([sys.executable, "-m", "pipestill", "record"], check=False)
+    """Lets DVC record what finished, unless the parameters say no; the outcome of the run stays as it is."""
+    if config["operation"]["record"] and SYNCING not in os.environ:
+        subprocess.run([sys.executable, "-m", "pipestill", "record"], check=False)

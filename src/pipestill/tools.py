@@ -1,0 +1,57 @@
+"""Calling DVC and Snakemake as a user would: as processes, with one clear line where they fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipestill.cli import STOPPED
+from pipestill.errors import SurroundingsError
+
+SYNCING = "PIPESTILL_SYNCING"  # set for the Snakemake that sync starts, so that it does not call record
+
+
+def _environment(**more: str) -> dict[str, str]:
+    """The environment, with `pipestill` on the path even where its virtual environment is not active."""
+    return os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])} | more
+
+
+def dvc(root: Path, *arguments: str) -> None:
+    """Runs a DVC command. Raises SurroundingsError with DVC's own last line."""
+    _run([sys.executable, "-m", "dvc", *arguments], root)
+
+
+def unrecorded(root: Path, addresses: Sequence[str]) -> list[str]:
+    """Those stages whose recorded state in dvc.lock differs from what lies there."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo, repo.lock:
+        stages = {stage.addressing: stage for stage in repo.index.stages}
+        return [address for address in addresses if stages[address].changed()]
+
+
+def snakemake(root: Path, *arguments: str) -> None:
+    """Runs Snakemake quietly on one core. Raises SurroundingsError with its own message."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all", *arguments]
+    _run(command, root, SYNCING="1")
+
+
+def _run(command: list[str], root: Path, **more: str) -> None:
+    done = subprocess.run(command, cwd=root, env=_environment(**more), capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        said = next((line for line in lines if "rror" in line), lines[-1] if lines else "nothing")
+        raise SurroundingsError(f"{' '.join(command[2:4])} ended with {done.returncode} and said: {said.strip()}")
+
+
+def dvc_repro(root: Path, arguments: Sequence[str]) -> tuple[int, bool]:
+    """Runs `dvc repro`, its output shown; returns its code and whether a stage stopped with its state saved."""
+    with tempfile.TemporaryDirectory(prefix="pipestill-repro-") as folder:
+        note = Path(folder, "stopped")
+        command = [sys.executable, "-m", "dvc", "repro", *arguments]
+        code = subprocess.run(command, cwd=root, env=_environment(**{STOPPED: str(note)}), check=False).returncode
+        return code, note.exists()
