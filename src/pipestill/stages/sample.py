@@ -243,7 +243,7 @@ def _repeat(labels: NDArray[np.int64], times: int) -> NDArray[np.int64]:
 
 def write_pngs(samples: Path, folder: Path) -> None:
     """Writes each image of a samples artefact as `folder/<class>/seed<s>-<item>.png` (no class: `folder/...`)."""
-    from pipestill.sampling.pictures import save_png
+    from pipestill.sampling.pictures import png_bytes
     from pipestill.sampling.store import open_samples
 
     source = open_samples(samples)
@@ -252,6 +252,7 @@ def write_pngs(samples: Path, folder: Path) -> None:
         seed, item = source.seeds[number // source.images_per_seed], number % source.images_per_seed
         label = int(source.labels[number])
         place = folder if label < 0 else folder / source.index["classes"][label].replace("/", "-")
-        save_png(source.images(number, number + 1)[0], place / f"seed{seed}-{item:06d}.png")
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"seed{seed}-{item:06d}.png").write_bytes(png_bytes(source.images(number, number + 1)[0]))
         bar.advance()
     bar.close()
