@@ -24,3 +24,19 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network = Unloaded("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     torch.save(network.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset artefact of the embedded digits, made by the stages themselves; read only."""
+    from pipestill.config import DataParams, ExampleParams
+    from pipestill.stages.dataset import build
+    from pipestill.stages.example import write_example
+
+    folder = tmp_path_factory.mktemp("digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPESTILL_RUNS", str(folder / "runs"))
+        write_example(ExampleParams(kind="digits"), folder / "digits")
+        params = DataParams(path=str(folder / "digits" / "images"), resolution=8, color="grey", transform="none")
+        build(params, folder / "dataset")
+    return folder / "dataset"

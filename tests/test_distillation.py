@@ -227,8 +227,11 @@ def test_discriminator_reads_the_input_of_the_mid_block() -> None:
 
 
 @pytest.mark.parametrize(("channels", "side"), [(16, 4), (24, 8), (48, 2), (8, 16), (32, 1)])
-def test_head_gives_one_logit_for_any_bottleneck(channels: int, side: int) -> None:
-    assert Head(channels, side)(torch.randn(3, channels, side, side)).shape == (3,)
+def test_head_gives_one_logit_for_any_bottleneck_and_listens_to_it(channels: int, side: int) -> None:
+    torch.manual_seed(0)
+    logits = Head(channels, side)(torch.randn(64, channels, side, side))
+    assert logits.shape == (64,)
+    assert logits.std() > 0.05
 
 
 def test_frozen_lets_gradients_through_and_restores() -> None:

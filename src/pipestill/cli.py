@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in ("config", "record", "sync", "repro", "trace", "doctor", "report", "example"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if launch.is_rank():
+        launch.die_with_launcher()
     code, message = _guarded(name, rest)
     if message and not launch.is_rank():
         print(f"pipestill {name}: {message}", file=sys.stderr)

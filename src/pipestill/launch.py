@@ -6,6 +6,7 @@ into one exit code and one message (torchrun itself turns every code into 1).
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -20,6 +21,14 @@ OUTCOME = "PIPESTILL_OUTCOME"  # variable naming the folder in which ranks leave
 def is_rank() -> bool:
     """Whether this process is a rank already."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def die_with_launcher() -> None:
+    """Asks the kernel to end this rank when its launcher dies (kill -9 reaches the launcher alone)."""
+    set_parent_death_signal = 1  # prctl's PR_SET_PDEATHSIG
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def run_ranks(ranks: int, argv: Sequence[str]) -> tuple[int, str]:

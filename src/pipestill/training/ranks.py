@@ -54,7 +54,7 @@ def distributed(module: nn.Module, world: World) -> nn.Module:
     if world.size == 1:
         return module
     devices = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
 
 def synchronised(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:

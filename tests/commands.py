@@ -1,0 +1,127 @@
+"""Running `pipestill` as its users do: as a command of its own, watched, stopped or killed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PATIENCE = 120.0  # seconds after which a command that should have ended or begun counts as hung
+
+
+def write_params(path: Path, **changes: Any) -> Path:
+    """The committed parameters with changes at dotted names, as a file of its own."""
+    body = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text())
+    for name, value in changes.items():
+        node = body
+        *parents, last = name.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = copy.deepcopy(value)
+    path.write_text(yaml.safe_dump(body))
+    return path
+
+
+class Command:
+    """One running `pipestill` command in a process group of its own."""
+
+    def __init__(self, *arguments: object, runs: Path, environment: Mapping[str, str] | None = None) -> None:
+        self.log = runs.parent / f"{runs.name}-{time.monotonic_ns()}.log"
+        variables = os.environ | {"PIPESTILL_RUNS": str(runs), "OMP_NUM_THREADS": "1"} | dict(environment or {})
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "pipestill", *map(str, arguments)],
+                env=variables,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait(self) -> int:
+        """Its exit code; a command that hangs is ended and fails the test with its output."""
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.kill_all()
+            raise AssertionError(f"still running after {PATIENCE} s:\n{self.output}") from None
+
+    def wait_until(self, condition: Callable[[], bool]) -> bool:
+        """Whether the condition came true while the command ran."""
+        limit = time.monotonic() + PATIENCE
+        while time.monotonic() < limit:
+            if condition():
+                return True
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.02)
+                return condition()
+        self.kill_all()
+        raise AssertionError(f"nothing happened in {PATIENCE} s:\n{self.output}")
+
+    def kill_all(self) -> None:
+        """SIGKILL to the whole process group, as a power cut would."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def children(self) -> list[int]:
+        """Process ids of its ranks, in order of rank."""
+        ranks = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit():
+                continue
+            try:
+                variables = dict(
+                    pair.split("=", 1) for pair in (entry / "environ").read_text().split("\0") if "=" in pair
+                )
+                group = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[2])
+            except (OSError, ValueError):
+                continue
+            if "LOCAL_RANK" in variables and self._is_mine(int(entry.name), group):
+                ranks.append((int(variables["LOCAL_RANK"]), int(entry.name)))
+        return [pid for _, pid in sorted(ranks)]
+
+    def _is_mine(self, pid: int, group: int) -> bool:
+        if group == self.process.pid:
+            return True
+        try:
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            return False
+        return parent == self.process.pid
+
+
+def run(*arguments: object, runs: Path, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Runs a command to its end: exit code and everything that it printed."""
+    command = Command(*arguments, runs=runs, environment=environment)
+    return command.wait(), command.output
+
+
+def payload(artifact: Path) -> str:
+    """The payload digest that an artefact's manifest states."""
+    return str(json.loads((artifact / "manifest.json").read_text())["payload"])
+
+
+def steps_logged(runs: Path) -> int:
+    """The furthest update in any log below a runs folder; 0 where none is."""
+    last = 0
+    for log in runs.glob("*/*/log.jsonl"):
+        for line in log.read_text().splitlines():
+            try:
+                last = max(last, int(json.loads(line)["step"]))
+            except (ValueError, KeyError):
+                continue  # a line that a kill cut short
+    return last

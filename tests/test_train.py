@@ -1,0 +1,198 @@
+"""Training as a command: killed, stopped, resumed, over ranks; and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from commands import Command, payload, run, steps_logged, write_params
+from pipestill import cli
+
+UPDATES = 24
+TINY = {
+    "teachers.teacher.network": {"channels": [8, 16], "layers": 1, "attention": [False, True], "norm_groups": 4},
+    "teachers.teacher.training": {"iterations": UPDATES, "batch": 16, "validate_every": 10, "accumulation": 2},
+    "operation": {"save_every": 0.001, "log_every": 1},
+}
+
+
+def arguments(folder: Path, digits: Path, output: str, **changes: object) -> list[object]:
+    params = write_params(folder / f"{output}.yaml", **(TINY | changes))
+    return ["train", "--name", "teacher", "--dataset", digits, "--output", folder / output, "--params", params]
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (one that has ended and waits to be collected does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[int, str]:
+    """Payload digests of trainings that nobody disturbed, by number of ranks."""
+    folder = tmp_path_factory.mktemp("whole")
+    digests = {}
+    for ranks in (1, 2):
+        code, output = run(*arguments(folder, digits, f"m{ranks}"), "--ranks", ranks, runs=folder / f"runs{ranks}")
+        assert code == 0, output
+        digests[ranks] = payload(folder / f"m{ranks}")
+    return digests
+
+
+def kill_and_resume(folder: Path, digits: Path, ranks: int, kills: int, chance: random.Random) -> str:
+    """Kills the whole training at random updates, then lets it end; returns the payload digest."""
+    runs = folder / "runs"
+    command = [*arguments(folder, digits, "m"), "--ranks", ranks]
+    for _ in range(kills):
+        target = steps_logged(runs) + chance.randint(1, UPDATES // 2)
+        attempt = Command(*command, runs=runs)
+        if attempt.wait_until(lambda target=target: steps_logged(runs) >= target):  # type: ignore[misc]
+            attempt.kill_all()
+        if (folder / "m" / "manifest.json").exists():
+            break
+    code, output = run(*command, runs=runs)
+    assert code == 0, output
+    return payload(folder / "m")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_and_resumed_gives_the_same_weights(
+    tmp_path: Path, digits: Path, uninterrupted: dict[int, str], ranks: int
+) -> None:
+    assert kill_and_resume(tmp_path, digits, ranks, 2, random.Random(ranks)) == uninterrupted[ranks]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_often_and_resumed_gives_the_same_weights(
+    tmp_path: Path, digits: Path, uninterrupted: dict[int, str], ranks: int
+) -> None:
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        chance = random.Random()
+        assert kill_and_resume(folder, digits, ranks, 10, chance) == uninterrupted[ranks]
+
+
+def test_a_stop_request_saves_the_state_and_says_so(
+    tmp_path: Path, digits: Path, uninterrupted: dict[int, str]
+) -> None:
+    runs, command = tmp_path / "runs", [*arguments(tmp_path, digits, "m"), "--ranks", 2]
+    attempt = Command(*command, runs=runs)
+    assert attempt.wait_until(lambda: steps_logged(runs) >= 5)
+    attempt.process.send_signal(signal.SIGTERM)
+    assert attempt.wait() == 75, attempt.output
+    assert "state saved: start it again" in attempt.output
+    assert not (tmp_path / "m").exists()
+    code, output = run(*command, runs=runs)
+    assert code == 0, output
+    assert "going on after update" in output
+    assert payload(tmp_path / "m") == uninterrupted[2]
+
+
+def test_a_deadline_stops_and_resumes(tmp_path: Path, digits: Path, uninterrupted: dict[int, str]) -> None:
+    runs, command = tmp_path / "runs", arguments(tmp_path, digits, "m")
+    code, output = run(*command, "--deadline-min", "0", runs=runs)
+    assert code == 75, output
+    assert "time limit" in output
+    code, output = run(*command, runs=runs)
+    assert code == 0, output
+    assert payload(tmp_path / "m") == uninterrupted[1]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_others_within_ten_seconds(tmp_path: Path, digits: Path, victim: int) -> None:
+    long = TINY["teachers.teacher.training"] | {"iterations": 100_000}
+    runs = tmp_path / "runs"
+    attempt = Command(*arguments(tmp_path, digits, "m", **{"teachers.teacher.training": long}), "--ranks", 2, runs=runs)
+    assert attempt.wait_until(lambda: steps_logged(runs) >= 3)
+    ranks = attempt.children()
+    assert len(ranks) == 2
+    os.kill(ranks[victim], signal.SIGKILL)
+    begun = time.monotonic()
+    assert attempt.wait() == 3, attempt.output
+    assert time.monotonic() - begun < 10
+    assert f"rank {victim} was ended by SIGKILL" in attempt.output
+    assert not any(alive(pid) for pid in ranks)
+
+
+def test_a_killed_launcher_takes_its_ranks_along(tmp_path: Path, digits: Path) -> None:
+    long = TINY["teachers.teacher.training"] | {"iterations": 100_000}
+    runs = tmp_path / "runs"
+    attempt = Command(
+        *arguments(tmp_path, digits, "m", **{"teachers.teacher.training": long}), "--ranks", 2, runs=runs
+    )
+    assert attempt.wait_until(lambda: steps_logged(runs) >= 3)
+    ranks = attempt.children()
+    assert len(ranks) == 2
+    attempt.process.kill()
+    attempt.wait()
+    limit = time.monotonic() + 10
+    while any(alive(pid) for pid in ranks):
+        assert time.monotonic() < limit, "ranks outlived their launcher"
+
+
+def test_another_number_of_ranks_goes_on_from_the_same_state(tmp_path: Path, digits: Path) -> None:
+    longer = TINY["teachers.teacher.training"] | {"iterations": 100}
+    runs, command = tmp_path / "runs", arguments(tmp_path, digits, "m", **{"teachers.teacher.training": longer})
+    attempt = Command(*command, "--ranks", 2, runs=runs)
+    assert attempt.wait_until(lambda: steps_logged(runs) >= 5)
+    attempt.kill_all()
+    code, output = run(*command, runs=runs)
+    assert code == 0, output
+    assert "going on after update" in output
+
+
+def test_a_loss_that_is_not_finite_names_its_update_and_keeps_the_last_good_state(tmp_path: Path, digits: Path) -> None:
+    wild = {
+        "iterations": 300,
+        "batch": 16,
+        "learning_rate": 1.0,
+        "optimizer": {"warmup": 0, "clip": 0, "weight_decay": 0.0, "betas": [0.0, 0.0]},
+    }
+    changes = {"teachers.teacher.training": wild, "teachers.teacher.denoiser": {"p_mean": 300.0}}
+    code, output = run(*arguments(tmp_path, digits, "m", **changes), runs=tmp_path / "runs")
+    assert code == 3, output
+    assert "became" in output
+    assert "at update" in output
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"teachers.teacher.network": {"channels": [8] * 5, "attention": [False] * 5, "norm_groups": 4}},
+            "8 pixels cannot be",
+        ),
+        ({"teachers.teacher.training.batch": 15}, "cannot be shared by"),
+        ({"teachers.teacher.training.learning_rate": 7}, "teachers.teacher.training.learning_rate=7"),
+        ({"teachers.teacher.training.itterations": 7}, "did you mean 'iterations'?"),
+        ({"teachers.teacher.network.norm_groups": 3}, "norm_groups=3 does not divide 8 channels"),
+        ({"operation.device": "cuda"}, "torch sees no GPU here"),
+    ],
+)
+def test_wrong_parameters_are_one_line_and_exit_2(
+    tmp_path: Path,
+    digits: Path,
+    changes: dict[str, object],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "runs"))
+    code = cli.main([str(argument) for argument in arguments(tmp_path, digits, "m", **changes)])
+    output = capsys.readouterr().err
+    lines = [line for line in output.splitlines() if line.startswith("pipestill train:")]
+    assert code == 2, output
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "m").exists()
