@@ -1,0 +1,1 @@
+"""The report: figures gathered from artefacts, charts, and one self-contained page."""

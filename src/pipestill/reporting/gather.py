@@ -1,0 +1,263 @@
+"""Everything that a report says, as one plain value: rows, comparisons, curves, the dataset's card, the chain.
+
+Reads artefacts; what it returns is deterministic and holds no timings.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipestill.artifacts import Artifact
+from pipestill.config import ReportParams
+from pipestill.data.store import Dataset
+from pipestill.errors import InputError
+from pipestill.reporting import figures
+from pipestill.reporting.sources import Sources
+
+SCHEMA = 1
+TIMING = "seconds"  # figures whose name holds it differ from run to run
+Body = dict[str, Any]
+
+
+def gather(sources: Sources, dataset: Dataset, params: ReportParams) -> Body:
+    """The payload of a report, its grids aside: plain JSON values, equal for equal artefacts."""
+    models = {name: _model(name, artifact) for name, artifact in sources.models.items()}
+    runs = [_run(name, artifact, sources, models) for name, artifact in sources.evaluations.items()]
+    floors = _floors(sources.reference)
+    spaces = figures.extractors([run["metrics"] for run in runs] or [floor["metrics"] for floor in floors])
+    runs.sort(key=lambda run: _order(run, spaces))
+    compared = [comparison for space in spaces for comparison in comparisons(runs, space)]
+    return {
+        "schema": SCHEMA,
+        "title": params.title,
+        "verdict": verdict(runs, compared, spaces),
+        "extractors": spaces,
+        "runs": runs,
+        "floors": floors,
+        "comparisons": compared,
+        "models": sorted(
+            models.values(), key=lambda model: (model["role"] != "teacher", -(model["steps"] or 0), model["name"])
+        ),
+        "dataset": _dataset(dataset),
+        "protocol": _protocol(sources, runs),
+        "chain": [_link(name, artifact) for name, artifact in sources.named().items()],
+        "left_out": sorted(sources.left_out),
+    }
+
+
+def read_json(artifact: Artifact, name: str) -> Any:
+    """A JSON payload file. Raises InputError."""
+    path = artifact.file(name)
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read ({error}): run pipestill {artifact.manifest.stage} again") from error
+
+
+def read_metrics_file(path: Path) -> dict[str, Any]:
+    """A run's metrics file, or nothing where there is none that can be read: only timings are taken from it."""
+    try:
+        body = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def _order(run: Mapping[str, Any], spaces: Sequence[str]) -> tuple[float, float, str]:
+    distance = figures.value(run["metrics"], f"fd_{spaces[0]}") if spaces else None
+    return -(figures.value(run["metrics"], "evaluations") or 0.0), distance or 0.0, run["name"]
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    found = {key: figures.value(metrics, key) for key in sorted(metrics) if TIMING not in key}
+    return {key: number for key, number in found.items() if number is not None}
+
+
+def _intervals(metrics: Mapping[str, Any]) -> dict[str, list[float]]:
+    bounds = metrics.get("intervals") or {}
+    return {key: list(bounds[key]) for key in sorted(bounds) if bounds[key] and TIMING not in key}
+
+
+def _run(name: str, evaluation: Artifact, sources: Sources, models: Mapping[str, Body]) -> Body:
+    metrics = read_json(evaluation, "metrics.json")
+    samples = sources.samples[name]
+    index, parameters = read_json(samples, "index.json"), samples.manifest.parameters
+    levels = [level for level in index["sigmas"] if level]
+    return {
+        "name": name,
+        "model": index["model"]["name"],
+        "role": models[index["model"]["name"]]["role"],
+        "sampler": index["sampler"],
+        "steps": index["steps"],
+        "guidance": index["guidance"],
+        "weights": index["model"]["weights"],
+        "tuned": str(parameters.get("sigmas", "")).startswith("tuned/"),
+        "sigma_max": levels[0] if levels else None,
+        "sigma_min": levels[-1] if levels else None,
+        "images_per_seed": index["images_per_seed"],
+        "seeds": list(index["seeds"]),
+        "metrics": _numbers(metrics),
+        "intervals": _intervals(metrics),
+    }
+
+
+def _floors(reference: Artifact) -> list[Body]:
+    """Real-against-real figures, one entry a count of images."""
+    by_count = read_json(reference, "floor.json")
+    return [
+        {"metrics": _numbers(by_count[count]), "intervals": _intervals(by_count[count])}
+        for count in sorted(by_count, key=int)
+    ]
+
+
+def _model(name: str, artifact: Artifact) -> Body:
+    card = read_json(artifact, "model.json")
+    native = card.get("native") or {}
+    summary = artifact.manifest.summary
+    inputs = artifact.manifest.inputs
+    return {
+        "name": name,
+        "role": card["role"],
+        "parameters": summary.get("parameters"),
+        "steps": native.get("steps"),
+        "transition": native.get("transition"),
+        "sigma_max": native.get("sigma_max") or card["denoiser"].get("sigma_max"),
+        "sigma_min": native.get("sigma_min") or card["denoiser"].get("sigma_min"),
+        "from": inputs["init"].payload if "init" in inputs else None,
+        "best_step": summary.get("best_step"),
+        "curves": _curves(artifact),
+    }
+
+
+def _curves(artifact: Artifact) -> dict[str, list[list[float]]]:
+    """Each column of the model's CSV files as [step, value] pairs, rows without the figure left out."""
+    curves: dict[str, list[list[float]]] = {}
+    for name in ("curves.csv", "validation.csv"):
+        if name not in artifact.manifest.files:
+            continue
+        with artifact.file(name).open(newline="") as file:
+            for row in csv.DictReader(file):
+                step = int(row["step"])
+                for column, text in row.items():
+                    if column != "step" and TIMING not in column and text:
+                        curves.setdefault(column, []).append([step, float(text)])
+    return curves
+
+
+def _dataset(dataset: Dataset) -> Body:
+    manifest = dataset.artifact.manifest
+    labels, classes = np.asarray(dataset.labels), len(dataset.classes)
+    counts = {
+        part: np.bincount(labels[members], minlength=classes).tolist() if classes else [len(members)]
+        for part, members in dataset.split.items()
+    }
+    return {
+        "images": len(labels),
+        "resolution": dataset.resolution,
+        "channels": dataset.channels,
+        "classes": list(dataset.classes),
+        "split": counts,
+        "parameters": dict(manifest.parameters),
+        "found": read_json(dataset.artifact, "report.json") if "report.json" in manifest.files else {},
+    }
+
+
+def _protocol(sources: Sources, runs: Sequence[Mapping[str, Any]]) -> Body:
+    """How each figure was measured, in the evaluations' own words, and whether all say the same."""
+    stated = [read_json(artifact, "metrics.json").get("protocol", {}) for artifact in sources.evaluations.values()]
+    texts: Body = {}
+    for protocol in stated:
+        texts |= protocol
+    return {
+        "texts": texts,
+        "same_for_all": all(texts[key] == text for protocol in stated for key, text in protocol.items()),
+        "images": sorted({run["images_per_seed"] for run in runs}),
+    }
+
+
+def _link(name: str, artifact: Artifact) -> Body:
+    manifest = artifact.manifest
+    return {
+        "name": name,
+        "kind": manifest.kind,
+        "payload": manifest.payload,
+        "key": manifest.key,
+        "stage": manifest.stage,
+        "version": manifest.version,
+        "parameters": dict(manifest.parameters),
+        "inputs": {key: {"kind": entry.kind, "payload": entry.payload} for key, entry in manifest.inputs.items()},
+        "summary": dict(manifest.summary),
+        "files": len(manifest.files),
+        "bytes": sum(entry.size for entry in manifest.files.values()),
+    }
+
+
+def comparisons(runs: Sequence[Mapping[str, Any]], space: str) -> list[Body]:
+    """Each student's run beside the teachers' best at no more evaluations, and at any number.
+
+    Guided runs take part like any other: their evaluations count both branches.
+    """
+    key = f"fd_{space}"
+    measured = [run for run in runs if key in run["metrics"] and "evaluations" in run["metrics"]]
+    teachers = [run for run in measured if run["role"] == "teacher"]
+    found = []
+    for run in measured:
+        if run["role"] != "student":
+            continue
+        budget = run["metrics"]["evaluations"]
+        affordable = [teacher for teacher in teachers if teacher["metrics"]["evaluations"] <= budget]
+        found.append(
+            {
+                "extractor": space,
+                "run": run["name"],
+                "distance": run["metrics"][key],
+                "evaluations": budget,
+                "same_budget": _lowest(affordable, key),
+                "any_budget": _lowest(teachers, key),
+                "floor": run["metrics"].get(f"floor_{key}"),
+            }
+        )
+    return found
+
+
+def _lowest(runs: Sequence[Mapping[str, Any]], key: str) -> Body | None:
+    if not runs:
+        return None
+    best = min(runs, key=lambda run: (run["metrics"][key], run["metrics"]["evaluations"], run["name"]))
+    return {"run": best["name"], "distance": best["metrics"][key], "evaluations": best["metrics"]["evaluations"]}
+
+
+def verdict(runs: Sequence[Mapping[str, Any]], compared: Sequence[Mapping[str, Any]], spaces: Sequence[str]) -> str:
+    """One sentence: the student that comes closest, beside the teacher at its best and at the same budget."""
+    if not runs:
+        return "No run has been measured yet."
+    space = spaces[0]
+    students = [comparison for comparison in compared if comparison["extractor"] == space]
+    if not students:
+        best = min(runs, key=lambda run: run["metrics"][f"fd_{space}"])
+        return (
+            f"{best['name']} comes closest: {figures.short(best['metrics'][f'fd_{space}'])} "
+            f"({figures.extractor_title(space)}) with {_times(best['metrics']['evaluations'])} an image."
+        )
+    best = min(students, key=lambda comparison: comparison["distance"])
+    text = f"{best['run']}: distance {figures.short(best['distance'])} at {_times(best['evaluations'])} an image"
+    same, any_budget = best["same_budget"], best["any_budget"]
+    if same and any_budget and same != any_budget:
+        text += f", against the teacher's best of {figures.short(same['distance'])} at no more"
+        text += f" and {figures.short(any_budget['distance'])} at {any_budget['evaluations']:g}"
+    elif any_budget:
+        text += f", against the teacher's best of {figures.short(any_budget['distance'])}"
+        text += f" at {_times(any_budget['evaluations'])}"
+    if best["floor"] is not None:
+        text += f"; real images score {figures.short(best['floor'])}"
+    return f"{text} ({figures.extractor_title(space)})."
+
+
+def _times(count: float) -> str:
+    return f"{count:g} evaluation{'' if count == 1 else 's'}"

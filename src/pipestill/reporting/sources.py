@@ -1,0 +1,111 @@
+"""Which artefacts a report is made from, and whether they belong together. Reads artefacts, writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipestill import artifacts
+from pipestill.artifacts import Artifact, InputEntry
+from pipestill.config import Params
+from pipestill.errors import InputError
+
+GROUPS = {"model": "models", "tuned": "tuned", "samples": "samples", "evaluation": "evaluations"}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where to look: two artefacts, and folders that hold one artefact a name."""
+
+    dataset: Path
+    reference: Path
+    models: Path
+    samples: Path
+    evaluations: Path
+    tuned: Path | None = None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Whole artefacts that agree with each other, by name; `left_out` says what a partial report does without."""
+
+    dataset: Artifact
+    reference: Artifact
+    models: Mapping[str, Artifact]
+    tuned: Mapping[str, Artifact]
+    samples: Mapping[str, Artifact]
+    evaluations: Mapping[str, Artifact]
+    left_out: Mapping[str, str] = field(default_factory=dict)  # name to reason
+
+    def named(self) -> dict[str, Artifact]:
+        """Every artefact under the name that manifests and pages use, upstream first."""
+        groups = zip(GROUPS.values(), (self.models, self.tuned, self.samples, self.evaluations), strict=True)
+        named = {"dataset": self.dataset, "reference": self.reference}
+        return named | {f"{group}/{name}": artifact for group, members in groups for name, artifact in members.items()}
+
+    @property
+    def inputs(self) -> dict[str, InputEntry]:
+        return {name: artifact.as_input for name, artifact in self.named().items()}
+
+
+def find(params: Params, places: Places, *, partial: bool = False) -> Sources:
+    """The artefacts of every teacher, student and run that the parameters name.
+
+    Whatever else lies in the folders belongs to other parameters and is left alone. Raises InputError where one is
+    missing or was made from others than those given; `partial` leaves such ones out instead and says so.
+    """
+    dataset = artifacts.read(places.dataset, "dataset")
+    known = {"dataset": {dataset.manifest.payload: places.dataset}}
+    left_out: dict[str, str] = {}
+
+    def gather(kind: str, folder: Path, names: Iterable[str]) -> dict[str, Artifact]:
+        found = {}
+        for name in sorted(names):
+            try:
+                found[name] = artifacts.read(folder / name, kind)
+            except InputError as error:
+                if not partial:
+                    raise InputError(f"{error} (--partial reports without it)") from error
+                left_out[f"{GROUPS[kind]}/{name}"] = str(error)
+        known[kind] = {artifact.manifest.payload: artifact.path for artifact in found.values()}
+        for name, artifact in list(found.items()):
+            problem = _stranger(artifact, known)
+            if problem is not None and not partial:
+                raise InputError(problem)
+            if problem is not None:
+                left_out[f"{GROUPS[kind]}/{name}"] = problem
+                del found[name]
+        known[kind] = {artifact.manifest.payload: artifact.path for artifact in found.values()}
+        return found
+
+    reference = artifacts.read(places.reference, "reference")
+    problem = _stranger(reference, known)
+    if problem is not None:
+        raise InputError(problem)
+    known["reference"] = {reference.manifest.payload: places.reference}
+    models = gather("model", places.models, [*params.teachers, *params.distillation.students])
+    tuned = gather("tuned", places.tuned, params.tune) if places.tuned is not None else {}
+    samples = gather("samples", places.samples, params.sampling.runs)
+    evaluations = gather("evaluation", places.evaluations, samples)
+    return Sources(
+        dataset=dataset,
+        reference=reference,
+        models=models,
+        tuned=tuned,
+        samples={name: artifact for name, artifact in samples.items() if name in evaluations},
+        evaluations=evaluations,
+        left_out=left_out,
+    )
+
+
+def _stranger(artifact: Artifact, known: Mapping[str, Mapping[str, Path]]) -> str | None:
+    """Says which input of an artefact is not among those known of its kind; kinds that nobody gave are not judged."""
+    for name, entry in artifact.manifest.inputs.items():
+        if entry.kind in known and entry.payload not in known[entry.kind]:
+            places = ", ".join(map(str, known[entry.kind].values())) or "none that is whole"
+            return (
+                f"{artifact.path} was made from another {entry.kind} as its {name} than there is now ({places}): "
+                f"run pipestill {artifact.manifest.stage} again"
+            )
+    return None

@@ -1,0 +1,305 @@
+"""Tiny artefacts of every kind that a report reads, published for real, with figures like a demo's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipestill import artifacts
+from pipestill.artifacts import Artifact, InputEntry, Manifest
+from pipestill.config import Params, check
+from pipestill.data.store import Layout, write_dataset
+from pipestill.reporting.sources import Places
+from pipestill.sampling.store import write_samples
+
+PER_CLASS, SIDE = 20, 8
+# evaluations, classifier distance, EfficientNet-Lite0 distance, accuracy, diversity
+RUNS: dict[str, tuple[int, float, float, float, float]] = {
+    "teacher-heun-79": (79, 1.52, 6.31, 0.992, 0.955),
+    "student-10-cfg15": (20, 2.21, 7.94, 0.998, 0.874),
+    "student-10": (10, 1.61, 6.02, 0.989, 0.948),
+    "teacher-2m-10": (10, 1.93, 7.15, 0.985, 0.941),
+    "teacher-euler-10": (10, 4.87, 15.2, 0.991, 0.803),
+    "teacher-renoise-10": (10, 3.12, 11.8, 0.994, 0.842),
+    "teacher-heun-9": (9, 2.44, 8.91, 0.972, 0.960),
+    "student-4": (4, 2.36, 8.87, 0.984, 0.921),
+    "teacher-2m-4": (4, 6.71, 21.5, 0.943, 0.834),
+    "teacher-euler-4": (4, 14.9, 48.3, 0.978, 0.551),
+    "teacher-renoise-4": (4, 9.83, 30.9, 0.981, 0.643),
+}
+FLOOR = {"classifier": 0.92, "efficientnet_lite0": 4.21}
+MODELS = {"teacher": None, "student-10": 10, "student-4": 4}
+
+
+def publish(
+    folder: Path,
+    kind: str,
+    stage: str,
+    fill: Callable[[Path], None],
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, InputEntry] | None = None,
+    summary: Mapping[str, Any] | None = None,
+) -> Artifact:
+    """Fills and publishes one artefact."""
+    staging = folder.with_name(f".{folder.name}.partial")
+    staging.mkdir(parents=True)
+    fill(staging)
+    manifest = Manifest(
+        kind, stage, 1, parameters or {}, inputs or {}, artifacts.describe_files(staging), summary or {}
+    )
+    return artifacts.publish(staging, folder, manifest)
+
+
+def write_json(path: Path, body: Any) -> None:
+    path.write_text(json.dumps(body, indent=1, sort_keys=True) + "\n")
+
+
+def digits(classes: tuple[str, ...], count: int, seed: int) -> np.ndarray:
+    """Images uint8 [count, 8, 8, 1] that look like something: class by class, a bright bar that wanders."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 60, (count, SIDE, SIDE, 1), dtype=np.uint8)
+    for index in range(count):
+        row = index % max(len(classes), 1)
+        images[index, :, row % SIDE] = 255 - rng.integers(0, 80)
+        images[index, (row * 3 + index) % SIDE] = 200
+    return images
+
+
+def found(count: int) -> dict[str, Any]:
+    """A dataset's validation report."""
+    return {
+        "images": count,
+        "bad": {"count": 2, "files": []},
+        "modes": [{"name": "L", "count": count}],
+        "sizes": {"distinct": 1, "commonest": [{"name": "8x8", "count": count}], "enlarged": 0},
+        "exif_rotated": {"count": 0, "files": []},
+        "duplicates": {
+            "exact": {"repeats": 3, "across_parts": 1},
+            "near": {"bits": 2, "pairs": 7, "across_parts": 4},
+        },
+        "imbalance": 1.0,
+    }
+
+
+def build(root: Path, *, runs: Mapping[str, tuple[int, float, float, float, float]] = RUNS, seeds: int = 1) -> Params:
+    """Writes a whole set of artefacts below `root`; returns the parameters that name them."""
+    classes = tuple(str(digit) for digit in range(10))
+    count = PER_CLASS * len(classes)
+    labels = np.arange(count, dtype=np.int64) % len(classes)
+    parts = np.array([0] * 11 + [1] * 3 + [2] * 6, dtype=np.uint8)[np.arange(count) // len(classes)]
+
+    def fill_dataset(folder: Path) -> None:
+        images = digits(classes, count, seed=0)
+        write_dataset(
+            folder,
+            [images],
+            Layout(count, SIDE, 1, count),
+            classes=classes,
+            labels=labels,
+            parts=parts,
+            names=[f"{label}/{index}.png" for index, label in enumerate(labels)],
+            digests=np.stack([np.frombuffer(hashlib.sha256(image.tobytes()).digest(), np.uint8) for image in images]),
+        )
+        write_json(folder / "report.json", found(count))
+
+    source = InputEntry("folder", hashlib.sha256(b"images").hexdigest())
+    dataset = publish(
+        root / "dataset", "dataset", "dataset", fill_dataset, parameters={"resolution": SIDE}, inputs={"source": source}
+    )
+    protocol = {f"fd_{name}": f"Fréchet distance to 60 test images; {name}" for name in FLOOR}
+    floor: dict[str, Any] = {f"fd_{name}": value for name, value in FLOOR.items()}
+    floor |= {"kid_classifier": 0.0002, "precision_classifier": 0.97, "recall_classifier": 0.96, "images": 100}
+    floor |= {"class_accuracy": 0.987, "diversity": 1.0, "evaluations": 0, "guidance": None, "seconds_per_image": 0.0}
+    floor["intervals"] = {"fd_classifier": [0.81, 1.04], "fd_efficientnet_lite0": [3.95, 4.5]}
+    reference = publish(
+        root / "reference",
+        "reference",
+        "reference",
+        lambda folder: write_json(folder / "floor.json", {"100": floor | {"protocol": protocol}}),
+        parameters={"floor": {"counts": [100]}},
+        inputs={"dataset": dataset.as_input},
+    )
+    models: dict[str, Artifact] = {}
+    for name, steps in MODELS.items():
+        models[name] = _model(root, name, steps, dataset, reference, models)
+    for name, figures in runs.items():
+        _run(root, name, figures, models, reference, protocol, seeds, classes)
+    return params(runs)
+
+
+def params(runs: Mapping[str, Any] = RUNS) -> Params:
+    """Parameters that name the fixture's teacher, students and runs."""
+    return check(
+        {
+            "data": {"path": "images", "resolution": SIDE, "color": "grey"},
+            "reference": {"floor": {"counts": [100]}},
+            "teachers": {"teacher": {}},
+            "distillation": {
+                "students": {
+                    name: {"teacher": "teacher", "init": "teacher", "steps": steps}
+                    for name, steps in MODELS.items()
+                    if steps
+                }
+            },
+            "sampling": {
+                "runs": {
+                    name: {"model": _model_of(name), "sigmas": f"models/{_model_of(name)}", "images": 100}
+                    for name in runs
+                }
+            },
+            "report": {"title": "Digits & <bars>", "grid_columns": 6},
+        }
+    )
+
+
+def places(root: Path) -> Places:
+    return Places(root / "dataset", root / "reference", root / "models", root / "samples", root / "evaluations")
+
+
+def _model_of(run: str) -> str:
+    return run if run in MODELS else run.removesuffix("-cfg15") if run.endswith("-cfg15") else "teacher"
+
+
+def _model(
+    root: Path, name: str, steps: int | None, dataset: Artifact, reference: Artifact, models: Mapping[str, Artifact]
+) -> Artifact:
+    native = (
+        None
+        if steps is None
+        else {"steps": steps, "transition": "euler", "sigma_max": 8.0, "sigma_min": 0.05, "rho": 7.0}
+    )
+    card = {
+        "role": "teacher" if steps is None else "student",
+        "resolution": SIDE,
+        "channels": 1,
+        "classes": [str(digit) for digit in range(10)],
+        "unconditional_branch": True,
+        "denoiser": {"kind": "edm", "sigma_max": 80.0, "sigma_min": 0.002},
+        "native": native,
+    }
+
+    def fill(folder: Path) -> None:
+        write_json(folder / "model.json", card)
+        rng = np.random.default_rng(len(name))
+        if steps is None:
+            lines = ["step,loss,gradient_norm,validation_loss"]
+            for step in range(10, 2001, 10):
+                lines.append(
+                    f"{step},{0.9 / (1 + step / 200) + 0.2 + 0.03 * rng.normal():.6g},{rng.uniform(1, 3):.6g},"
+                )
+                if step % 200 == 0:
+                    lines.append(f"{step},,,{0.9 / (1 + step / 200) + 0.22:.6g}")
+        else:
+            lines = ["step,dm_loss,fake_score_loss,validation_distance"]
+            for step in range(2, 301, 2):
+                lines.append(f"{step},{rng.uniform(0.02, 0.04):.6g},{0.4 + 0.05 * rng.normal():.6g},")
+                if step % 50 == 0:
+                    lines.append(f"{step},,,{30 / steps + 4 + 40 / step + (step == 300):.6g}")
+        (folder / "curves.csv").write_text("\n".join(lines) + "\n")
+
+    inputs = {"dataset": dataset.as_input}
+    summary: dict[str, Any] = {"parameters": 87_265}
+    if steps is not None:
+        inputs |= {"reference": reference.as_input}
+        inputs |= {"teacher": models["teacher"].as_input, "init": models["teacher"].as_input}
+        summary |= {"best_step": 250, "validation_distance": 30 / steps + 4.16}
+    return publish(
+        root / "models" / name,
+        "model",
+        "train" if steps is None else "distill",
+        fill,
+        parameters={"seed": 0, "optimizer": {"betas": [0.9, 0.99]}},
+        inputs=inputs,
+        summary=summary,
+    )
+
+
+def _run(
+    root: Path,
+    name: str,
+    figures: tuple[int, float, float, float, float],
+    models: Mapping[str, Artifact],
+    reference: Artifact,
+    protocol: Mapping[str, Any],
+    seeds: int,
+    classes: tuple[str, ...],
+) -> None:
+    model = _model_of(name)
+    evaluations, classifier, efficient, accuracy, diversity = figures
+    sampler = next((word for word in ("heun", "2m", "euler", "renoise") if f"-{word}-" in name), "native")
+    guidance = 1.5 if name.endswith("cfg15") else 1.0
+    steps = MODELS[model] or ((evaluations + 1) // 2 if sampler == "heun" else evaluations)
+    images = 100
+    total = images * seeds
+
+    def fill_samples(folder: Path) -> None:
+        write_samples(
+            folder,
+            [digits(classes, total, seed=evaluations)],
+            labels=np.arange(total, dtype=np.int64) % len(classes),
+            shape=(SIDE, SIDE, 1),
+            index={
+                "seeds": list(range(seeds)),
+                "images_per_seed": images,
+                "evaluations": evaluations,
+                "guidance": guidance,
+                "sampler": "euler" if sampler == "native" else sampler,
+                "steps": steps,
+                "sigmas": [8.0, 1.0, 0.05, 0.0],
+                "model": {"name": model, "payload": models[model].manifest.payload, "weights": "ema"},
+                "classes": list(classes),
+            },
+        )
+
+    samples = publish(
+        root / "samples" / name,
+        "samples",
+        "sample",
+        fill_samples,
+        parameters={
+            "model": model,
+            "sampler": sampler,
+            "steps": None if sampler == "native" else steps,
+            "guidance": guidance,
+            "sigmas": f"models/{model}" if sampler == "native" else f"tuned/{model}",
+            "seeds": list(range(seeds)),
+            "images": images,
+        },
+        inputs={"model": models[model].as_input},
+    )
+    metrics: dict[str, Any] = {
+        "fd_classifier": classifier,
+        "fd_efficientnet_lite0": efficient,
+        "kid_classifier": classifier / 900,
+        "kid_efficientnet_lite0": efficient / 4000,
+        "precision_classifier": accuracy - 0.03,
+        "recall_classifier": diversity - 0.05,
+        "precision_efficientnet_lite0": accuracy - 0.11,
+        "recall_efficientnet_lite0": diversity - 0.2,
+        "class_accuracy": accuracy,
+        "diversity": diversity,
+        "nearest_train_ratio": 0.74 if name == "teacher-euler-4" else 0.97,
+        "evaluations": evaluations,
+        "guidance": guidance,
+        "images": total,
+        "seeds": seeds,
+        "protocol": dict(protocol),
+        "intervals": {},
+    }
+    for space, value in (("classifier", classifier), ("efficientnet_lite0", efficient)):
+        metrics |= {f"floor_fd_{space}": FLOOR[space], f"excess_fd_{space}": round(value - FLOOR[space], 6)}
+        if seeds > 1:
+            metrics["intervals"][f"fd_{space}"] = [round(0.93 * value, 6), round(1.08 * value, 6)]
+    publish(
+        root / "evaluations" / name,
+        "evaluation",
+        "evaluate",
+        lambda folder: write_json(folder / "metrics.json", metrics),
+        inputs={"samples": samples.as_input, "reference": reference.as_input},
+    )

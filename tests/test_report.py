@@ -1,0 +1,429 @@
+"""The report artefact: the right figures, the right comparisons, the same bytes, and a page that shows them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import report_artifacts
+from pipestill import artifacts, cli
+from pipestill.config import Params
+from pipestill.errors import InputError
+from pipestill.reporting import figures, grids, results
+from pipestill.reporting.table import results_table
+from pipestill.stages.report import report
+from pipestill.work import run_folder
+
+VOID = {"meta", "link", "img", "br", "input", "hr"}
+SVG_VOID = {"path", "rect", "circle", "polygon"}
+
+
+class Page(HTMLParser):
+    """Text, attributes and balance of an HTML page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert len(dict(attributes)) == len(attributes), f"an attribute twice in {tag}"
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        assert tag in SVG_VOID, f"<{tag}/> is no HTML"
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open[-1:] == [tag], f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+        if {"td", "th"} & set(self.open) and self.rows:
+            self.rows[-1][-1] += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def make(root: Path, params: Params, output: str = "report", **changes: Any) -> tuple[dict[str, Any], str]:
+    """Makes a report; returns its body and its page."""
+    artifact = report(params, places=report_artifacts.places(root), output=root / output, **changes)
+    body = json.loads((artifact.path / "report.json").read_text())
+    return body, (artifact.path / "index.html").read_text()
+
+
+@dataclass(frozen=True)
+class Made:
+    """Artefacts that tests only read, and the report made from them."""
+
+    root: Path
+    params: Params
+    body: dict[str, Any]
+    text: str
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    root = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPESTILL_RUNS", str(root / "runs"))
+        params = report_artifacts.build(root, seeds=5)
+        return Made(root, params, *make(root, params))
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "runs"))
+    return tmp_path
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
+def test_leaders_are_unbeaten_at_their_number_of_evaluations() -> None:
+    runs = [
+        ("far", {"evaluations": 79, "fd": 1.5, "intervals": {"fd": [1.4, 1.6]}}),
+        ("ten", {"evaluations": 10, "fd": 1.4, "intervals": {"fd": [1.3, 1.5]}}),
+        ("worse", {"evaluations": 10, "fd": 1.7, "intervals": {"fd": [1.6, 1.8]}}),
+        ("four", {"evaluations": 4, "fd": 9.0}),
+        ("unmeasured", {"evaluations": 4}),
+    ]
+    assert figures.leaders(runs, "fd") == {"far": "level", "ten": "best", "four": "best"}
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(None, "–"), (0.0, "0"), (1.2345, "1.23"), (0.012345, "0.0123"), (123.4, "123"), (-0.5, "−0.500")],
+)
+def test_numbers_read_in_three_digits(number: float | None, text: str) -> None:
+    assert figures.short(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "–"), (4e-5, "40.0 µs"), (0.0042, "4.20 ms"), (3.0, "3.00 s"), (600, "10.0 min"), (9000, "2.50 h")],
+)
+def test_durations_read_in_the_unit_that_fits(seconds: float | None, text: str) -> None:
+    assert figures.duration(seconds) == text
+
+
+def test_a_column_shows_three_digits_of_its_small_values() -> None:
+    assert figures.decimals([0.92, 1.5, 2.2, 14.9]) == 2
+    assert figures.decimals([0.0002, 0.003]) == 4
+    assert figures.decimals([140.0, 300.0, None]) == 0
+
+
+# --- grids --------------------------------------------------------------------------------------------------------
+
+
+def test_grids_show_the_first_images_of_each_class() -> None:
+    labels = np.array([1, 0, 1, 1, 0, 1])
+    assert grids.pick_items(labels, [0, 1], 3, 10) == [1, 4, None, 0, 2, 3]
+    assert grids.pick_items(np.full(3, -1), [], 2, 2) == [0, 1, 2, None]
+
+
+def test_many_classes_are_spread_evenly() -> None:
+    assert grids.pick_classes(10, 10) == list(range(10))
+    assert grids.pick_classes(1000, 5) == [0, 250, 500, 749, 999]
+
+
+def test_tiles_hold_the_pixels_and_transparent_gaps() -> None:
+    image = np.arange(16 * 16, dtype=np.uint8).reshape(16, 16, 1)
+    picture = grids.tile([image, None, image], 2)
+    assert picture.shape == (33, 33, 2)
+    assert np.array_equal(picture[:16, :16, :1], image)
+    assert np.array_equal(picture[17:, :16, :1], image)
+    assert picture[:16, :16, 1].min() == 255
+    assert picture[:16, 16:, 1].max() == 0
+
+
+def test_large_pictures_are_small_files_and_few_columns() -> None:
+    assert grids.fitting_columns(8, 10) == 10
+    assert grids.fitting_columns(64, 20) == 10
+    assert grids.fitting_columns(512, 10) == 5
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    content, ending = grids.encode(grids.tile([noise] * 64, 8))
+    assert ending == "webp"
+    assert Image.open(io.BytesIO(content)).size == (8 * 64 + 7 * 4, 8 * 64 + 7 * 4)
+
+
+# --- the artefact -------------------------------------------------------------------------------------------------
+
+
+def test_rows_carry_the_evaluations_figures(made: Made) -> None:
+    body = made.body
+    assert [run["name"] for run in body["runs"]][:3] == ["teacher-heun-79", "student-10-cfg15", "student-10"]
+    student = next(run for run in body["runs"] if run["name"] == "student-4")
+    assert student["metrics"]["fd_classifier"] == 2.36
+    assert student["metrics"]["excess_fd_efficientnet_lite0"] == 4.66
+    assert (student["role"], student["sampler"], student["steps"]) == ("student", "euler", 4)
+    assert body["floors"][0]["metrics"]["fd_classifier"] == 0.92
+    assert body["floors"][0]["intervals"]["fd_classifier"] == [0.81, 1.04]
+    assert not [key for run in body["runs"] for key in run["metrics"] if "seconds" in key]
+
+
+def test_students_are_compared_with_the_teachers_best_at_their_budget(made: Made) -> None:
+    body = made.body
+    found = {(c["run"], c["extractor"]): c for c in body["comparisons"]}
+    ten = found["student-10", "classifier"]
+    assert ten["same_budget"] == {"run": "teacher-2m-10", "distance": 1.93, "evaluations": 10}
+    assert ten["any_budget"] == {"run": "teacher-heun-79", "distance": 1.52, "evaluations": 79}
+    assert found["student-10-cfg15", "classifier"]["same_budget"]["run"] == "teacher-2m-10"
+    assert found["student-4", "efficientnet_lite0"]["same_budget"]["run"] == "teacher-2m-4"
+    assert body["verdict"] == (
+        "student-10: distance 1.61 at 10 evaluations an image, against the teacher's best of 1.93 at no more and 1.52 "
+        "at 79; real images score 0.920 (classifier features)."
+    )
+
+
+def test_curves_split_and_chain_are_those_of_the_artefacts(made: Made) -> None:
+    body = made.body
+    teacher, student = body["models"][0], body["models"][1]
+    assert [model["name"] for model in body["models"]] == ["teacher", "student-10", "student-4"]
+    assert len(teacher["curves"]["loss"]) == 200
+    assert [step for step, _ in teacher["curves"]["validation_loss"]] == list(range(200, 2001, 200))
+    assert student["curves"]["validation_distance"][-2] == [250, pytest.approx(3 + 4 + 0.16)]
+    assert body["dataset"]["split"]["test"] == [6] * 10
+    chain = {link["name"]: link for link in body["chain"]}
+    sampled = chain["evaluations/student-4"]["inputs"]["samples"]["payload"]
+    assert sampled == chain["samples/student-4"]["payload"]
+    assert chain["samples/student-4"]["inputs"]["model"]["payload"] == chain["models/student-4"]["payload"]
+    for name, link in chain.items():
+        assert link["payload"] == artifacts.read(made.root / name, link["kind"]).manifest.payload
+
+
+def test_payload_bytes_do_not_depend_on_place_or_timings(runs: Path, tmp_path: Path) -> None:
+    params = report_artifacts.build(runs)
+    body, page = make(runs, params, "first")
+    key = artifacts.read(runs / "samples" / "student-4", "samples").manifest.key
+    folder = run_folder("sample", key)
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps({"seconds_per_image": 0.00321, "finished": True}))
+    _, later = make(runs, params, "second/report")
+    first, second = (artifacts.read(runs / place, "report") for place in ("first", "second/report"))
+    assert first.manifest.to_json() == second.manifest.to_json()
+    assert first.manifest.views == ("index.html",)
+    assert "index.html" not in first.manifest.files
+    assert page != later
+    assert "3.21 ms" in later
+    assert str(tmp_path) not in (runs / "first" / "report.json").read_text()
+    assert body["grids"]["runs"]["student-4"] == {"file": "grids/student-4.png", "images": 60}
+
+
+def test_a_second_call_finds_it_done(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    params = report_artifacts.build(runs)
+    make(runs, params)
+    page = runs / "report" / "index.html"
+    before = page.stat().st_mtime_ns
+    make(runs, params)
+    assert page.stat().st_mtime_ns == before
+    assert "nothing to do" in capsys.readouterr().err
+
+
+def test_grids_are_the_runs_own_pixels(made: Made) -> None:
+    picture = np.asarray(Image.open(made.root / "report" / "grids" / "student-4.png"))
+    images = np.load(made.root / "samples" / "student-4" / "images-00000.npy")
+    seventh = images[6::10][2, :, :, 0]  # class 6, third column
+    assert np.array_equal(picture[6 * 17 : 6 * 17 + 16 : 2, 2 * 17 : 2 * 17 + 16 : 2, 0], seventh)
+
+
+# --- bad input ----------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_run_is_refused_and_left_out_of_a_partial_report(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = report_artifacts.build(runs)
+    (runs / "evaluations" / "student-4").rename(runs / "away")
+    with pytest.raises(InputError, match=r"evaluations/student-4 does not exist.*--partial"):
+        make(runs, params)
+    body, page = make(runs, params, partial=True)
+    assert body["left_out"] == ["evaluations/student-4"]
+    assert "student-4" not in [run["name"] for run in body["runs"]]
+    assert "A partial report" in page
+    assert "left out: evaluations/student-4" in capsys.readouterr().err
+
+
+def test_artefacts_that_do_not_belong_together_are_refused(runs: Path) -> None:
+    params = report_artifacts.build(runs)
+    other = runs / "other"
+    report_artifacts.build(other, runs={"student-4": (5, 1.0, 2.0, 0.9, 0.9)})
+    (runs / "samples" / "student-4").rename(runs / "away")
+    (other / "samples" / "student-4").rename(runs / "samples" / "student-4")
+    with pytest.raises(InputError, match=r"evaluations/student-4 was made from another samples .*pipestill evaluate"):
+        make(runs, params)
+
+
+def test_runs_of_other_parameters_are_left_alone(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "runs"))
+    params = report_artifacts.params({"student-4": None})
+    artifact = report(params, places=report_artifacts.places(made.root), output=tmp_path / "report")
+    body = json.loads((artifact.path / "report.json").read_text())
+    assert [run["name"] for run in body["runs"]] == ["student-4"]
+    assert body["left_out"] == []
+
+
+def test_the_command_line_names_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", "--dataset", "data"]) == 2
+    message = capsys.readouterr().err
+    assert "--reference, --models, --samples, --evaluations, --output missing" in message
+    assert message.count("\n") == 1
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_valid_and_stands_alone(made: Made) -> None:
+    text = made.text
+    page = Page(text)
+    assert text.startswith("<!DOCTYPE html>")
+    assert not re.findall(r"(?:https?:)?//[a-z]", re.sub(r'"data:[^"]*"', "", text)), "no address outside the page"
+    for _, attributes in page.tags:
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:"))
+    identifiers = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
+    assert len(identifiers) == len(set(identifiers))
+    targets = {attributes["href"] for attributes in page.all("a")}
+    assert targets <= {f"#{identifier}" for identifier in identifiers}
+    assert all(attributes.get("alt") for attributes in page.all("img"))
+    assert all(attributes.get("aria-label") or attributes.get("aria-hidden") for attributes in page.all("svg"))
+    levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    assert len(text) < 600_000
+
+
+def test_the_page_escapes_what_users_wrote(made: Made) -> None:
+    assert "Digits &amp; &lt;bars&gt;" in made.text
+    assert "<bars>" not in made.text
+
+
+def test_the_table_shows_figures_floors_marks_and_dashes(made: Made) -> None:
+    table = [[" ".join(cell.split()) for cell in row] for row in Page(made.text).rows]
+    rows = {row[0].split()[0]: row for row in table if row and row[0]}
+    head = next(row for row in table if "Evaluations" in row)
+    column = head.index
+    ten, floor = rows["student-10"], rows["Real"]
+    assert ten[column("Evaluations")] == "10"
+    assert ten[column("Distance")] == "1.61 (lowest at its number of evaluations or fewer)[1.50, 1.74]"
+    assert ten[column("Excess")] == "+0.69floor 0.92"
+    assert ten[column("Time an image")] == "–"
+    assert floor[column("Distance")] == "0.92[0.81, 1.04]"
+    assert floor[column("Evaluations")] == "–"
+    assert "has the model memorised?" in rows["teacher-euler-4"][column("Nearest train")]
+    assert rows["teacher-heun-9"][column("Distance")].startswith("2.44 (its interval reaches")
+
+
+def test_series_keep_samplers_apart_and_students_together(made: Made) -> None:
+    body = made.body
+    named = results.series_of(body["runs"])
+    assert {label for label, _ in named.values()} == {
+        "students",
+        "teacher, Heun",
+        "teacher, DPM-Solver++(2M)",
+        "teacher, Euler",
+        "teacher, renoising",
+    }
+    chart = results.distance_chart(body, "classifier")
+    assert chart is not None
+    assert [rule.y for rule in chart.rules] == [0.92]
+    heun = next(series for series in chart.series if series.name == "teacher, Heun")
+    assert [(point.x, point.y) for point in heun.points] == [(9, 2.44), (79, 1.52)]
+    assert chart.log_x
+    assert chart.log_y
+
+
+def test_bars_are_as_long_as_distances_say(made: Made) -> None:
+    body = made.body
+    tile = next(tile for tile in results.tiles(body) if tile.run == "student-4")
+    duel = tile.duels[0]
+    assert [bar.text for bar in duel.bars] == ["2.36", "6.71", "1.52"]
+    assert duel.bars[0].share == pytest.approx(100 * 2.36 / 6.71)
+    assert duel.floor == pytest.approx(100 * 0.92 / 6.71)
+    assert duel.ratio == "0.35×"
+
+
+def test_a_project_without_runs_has_a_page(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "runs"))
+    places, params = report_artifacts.places(made.root), report_artifacts.params({})
+    artifact = report(params, places=places, output=tmp_path / "report")
+    Page((artifact.path / "index.html").read_text())
+    body = json.loads((artifact.path / "report.json").read_text())
+    assert body["verdict"] == "No run has been measured yet."
+    assert [model["name"] for model in body["models"]] == ["teacher", "student-10", "student-4"]
+
+
+# --- the table for terminals --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> Path:
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    bodies: dict[str, dict[str, Any]] = {
+        "floor": {"fd_classifier": 0.92, "class_accuracy": 0.98, "evaluations": 0, "seconds_per_image": 0.0},
+        "student-4": {"fd_classifier": 2.361, "class_accuracy": 0.984, "evaluations": 4, "seconds_per_image": 0.0016},
+        "teacher-heun-79": {
+            "fd_classifier": 1.52,
+            "class_accuracy": 0.99,
+            "evaluations": 79,
+            "seconds_per_image": None,
+        },
+    }
+    for name, body in bodies.items():
+        (folder / f"{name}.json").write_text(json.dumps(body))
+    return folder
+
+
+def test_the_small_table(metrics: Path) -> None:
+    assert results_table(metrics).splitlines() == [
+        "                   evaluations  fd_classifier  class_accuracy  an image",
+        "─────────────────────────────────────────────────────────────────────────"[:-2],
+        "real against real            –          0.920           0.980         –",
+        "teacher-heun-79             79          1.520           0.990         –",
+        "student-4                    4          2.361           0.984   1.60 ms",
+    ]
+
+
+def test_the_small_table_needs_no_torch(metrics: Path) -> None:
+    script = (
+        "import sys; from pipestill.cli import main; code = main(['report', '--print-table', sys.argv[1]]); "
+        "heavy = {'torch', 'numpy', 'PIL', 'jinja2', 'lmdb', 'matplotlib'} & set(sys.modules); "
+        "assert not heavy, heavy; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(metrics)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == results_table(metrics)
+
+
+def test_bad_metrics_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no metrics"):
+        results_table(tmp_path)
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(InputError, match=r"broken\.json cannot be read"):
+        results_table(tmp_path)
