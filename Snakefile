@@ -8,10 +8,12 @@ min_version("9.9")
 configfile: "params.yaml"
 
 
+include: "workflow/rules/common.smk"
+
+
 validate(config, "workflow/schemas/params.schema.json", set_default=False)
 
 
-include: "workflow/rules/common.smk"
 include: "workflow/rules/example.smk"
 include: "workflow/rules/dataset.smk"
 include: "workflow/rules/reference.smk"

@@ -15,9 +15,11 @@ from pipestill.errors import SurroundingsError
 SYNCING = "PIPESTILL_SYNCING"  # set for the Snakemake that sync starts, so that it does not call record
 
 
-def _environment(**more: str) -> dict[str, str]:
-    """The environment, with `pipestill` on the path even where its virtual environment is not active."""
-    return os.environ | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])} | more
+def put_on_path() -> None:
+    """Lets this process's children find `pipestill` where its virtual environment is not active."""
+    place = str(Path(sys.executable).parent)
+    if place not in os.environ["PATH"].split(os.pathsep):
+        os.environ["PATH"] = os.pathsep.join([place, os.environ["PATH"]])
 
 
 def dvc(root: Path, *arguments: str) -> None:
@@ -37,11 +39,12 @@ def unrecorded(root: Path, addresses: Sequence[str]) -> list[str]:
 def snakemake(root: Path, *arguments: str) -> None:
     """Runs Snakemake quietly on one core. Raises SurroundingsError with its own message."""
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all", *arguments]
-    _run(command, root, SYNCING="1")
+    _run(command, root, **{SYNCING: "1"})
 
 
 def _run(command: list[str], root: Path, **more: str) -> None:
-    done = subprocess.run(command, cwd=root, env=_environment(**more), capture_output=True, text=True, check=False)
+    put_on_path()
+    done = subprocess.run(command, cwd=root, env=os.environ | more, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         said = next((line for line in lines if "rror" in line), lines[-1] if lines else "nothing")
@@ -53,5 +56,6 @@ def dvc_repro(root: Path, arguments: Sequence[str]) -> tuple[int, bool]:
     with tempfile.TemporaryDirectory(prefix="pipestill-repro-") as folder:
         note = Path(folder, "stopped")
         command = [sys.executable, "-m", "dvc", "repro", *arguments]
-        code = subprocess.run(command, cwd=root, env=_environment(**{STOPPED: str(note)}), check=False).returncode
+        put_on_path()
+        code = subprocess.run(command, cwd=root, env=os.environ | {STOPPED: str(note)}, check=False).returncode
         return code, note.exists()

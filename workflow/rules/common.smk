@@ -7,13 +7,12 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from pipestill import config as parameters_file
-from pipestill import pipeline
+from pipestill import pipeline, tools
 from pipestill.errors import PipestillError
-from pipestill.tools import SYNCING
 
 RUNS = os.environ.get("PIPESTILL_RUNS", "runs")
 ROOT = Path(workflow.basedir)
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # pipestill's own place
+tools.put_on_path()
 
 
 def resolved():
@@ -86,10 +85,6 @@ def benchmark_of(name, entry="{name}"):
     return f"{RUNS}/benchmarks/{name}/{entry}.tsv"
 
 
-# With --software-deployment-method conda, rules run in an environment of this name that holds requirements.txt and
-# this package; without, in the environment that snakemake runs in.
-ENVIRONMENT = "pipestill"
-
 # One attempt at a stage. Its lines go to the terminal and to the log; a further attempt (--retries) is made only after
 # one that stopped at its time limit with its state saved.
 ATTEMPT = "bash workflow/scripts/attempt.sh {resources.attempt} {log:q} {params.command:q}"
@@ -97,5 +92,5 @@ ATTEMPT = "bash workflow/scripts/attempt.sh {resources.attempt} {log:q} {params.
 
 def let_dvc_record():
     """Lets DVC record what finished, unless the parameters say no; the outcome of the run stays as it is."""
-    if config["operation"]["record"] and SYNCING not in os.environ:
+    if config["operation"]["record"] and tools.SYNCING not in os.environ:
         subprocess.run([sys.executable, "-m", "pipestill", "record"], check=False)

@@ -8,7 +8,7 @@ rule dataset:
     benchmark:
         benchmark_of("dataset", "all")
     conda:
-        ENVIRONMENT
+        "../envs/pipestill.yaml"
     threads: config["operation"]["workers"]
     resources:
         attempt=lambda wildcards, attempt: attempt,

@@ -11,7 +11,7 @@ rule distill:
         name=entries_of("distill"),
     priority: 1
     conda:
-        ENVIRONMENT
+        "../envs/pipestill.yaml"
     threads: threads_of("distill", "distillation/students/{name}/threads")
     resources:
         attempt=lambda wildcards, attempt: attempt,

@@ -10,7 +10,7 @@ rule evaluate:
     wildcard_constraints:
         name=entries_of("evaluate"),
     conda:
-        ENVIRONMENT
+        "../envs/pipestill.yaml"
     threads: threads_of("evaluate", "evaluation/threads")
     resources:
         attempt=lambda wildcards, attempt: attempt,

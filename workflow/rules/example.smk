@@ -10,7 +10,7 @@ rule example:
     wildcard_constraints:
         name=entries_of("example"),
     conda:
-        ENVIRONMENT
+        "../envs/pipestill.yaml"
     threads: 1
     resources:
         attempt=lambda wildcards, attempt: attempt,

@@ -8,7 +8,7 @@ rule reference:
     benchmark:
         benchmark_of("reference", "all")
     conda:
-        ENVIRONMENT
+        "../envs/pipestill.yaml"
     threads: threads_of("reference", "reference/threads")
     resources:
         attempt=lambda wildcards, attempt: attempt,

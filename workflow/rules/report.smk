@@ -9,7 +9,7 @@ rule report:
     benchmark:
         benchmark_of("report", "all")
     conda:
-        ENVIRONMENT
+        "../envs/pipestill.yaml"
     threads: 1
     resources:
         attempt=lambda wildcards, attempt: attempt,

@@ -11,7 +11,7 @@ rule sample:
     wildcard_constraints:
         name=entries_of("sample"),
     conda:
-        ENVIRONMENT
+        "../envs/pipestill.yaml"
     threads: threads_of("sample", "sampling/runs/{name}/threads")
     resources:
         attempt=lambda wildcards, attempt: attempt,

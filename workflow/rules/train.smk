@@ -11,7 +11,7 @@ rule train:
         name=entries_of("train"),
     priority: 1
     conda:
-        ENVIRONMENT
+        "../envs/pipestill.yaml"
     threads: threads_of("train", "teachers/{name}/training/threads")
     resources:
         attempt=lambda wildcards, attempt: attempt,

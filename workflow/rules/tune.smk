@@ -10,7 +10,7 @@ rule tune:
     wildcard_constraints:
         name=entries_of("tune"),
     conda:
-        ENVIRONMENT
+        "../envs/pipestill.yaml"
     threads: threads_of("tune", "tune/{name}/threads")
     resources:
         attempt=lambda wildcards, attempt: attempt,
