@@ -75,10 +75,26 @@ def _signature(files: dict[str, Path]) -> tuple[str, int]:
     """A digest of what the file system says of the files, and when the newest of them changed (ns)."""
     digest, newest = hashlib.sha256(), 0
     for name in sorted(files):
-        status = files[name].stat()
+        status = _status(files[name])
         digest.update(f"{name}\0{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}\n".encode())
         newest = max(newest, status.st_ctime_ns)
     return digest.hexdigest(), newest
+
+
+def _status(path: Path) -> os.stat_result:
+    """What the file system says of a file, or of a dead link itself."""
+    try:
+        return path.stat()
+    except OSError:
+        return path.lstat()
+
+
+def _digest(path: Path) -> str:
+    """The digest of a file's content; one that cannot be read is known by why (the build will name it)."""
+    try:
+        return digests.of_file(path)
+    except (FileNotFoundError, PermissionError) as error:
+        return f"unreadable: {error.strerror}"
 
 
 def _contents(files: dict[str, Path]) -> dict[str, str]:
@@ -88,7 +104,7 @@ def _contents(files: dict[str, Path]) -> dict[str, str]:
     with ThreadPoolExecutor(READERS) as pool:
         for start in range(0, len(names), 4096):
             some = names[start : start + 4096]
-            contents |= zip(some, pool.map(digests.of_file, [files[name] for name in some]), strict=True)
+            contents |= zip(some, pool.map(_digest, [files[name] for name in some]), strict=True)
             bar.advance(len(some))
     bar.close()
     return contents

@@ -124,8 +124,8 @@ class _Job:
                     fact["good"] = True
                     fact["hash"] = difference_hash(pixels)
                     fact["digest"] = np.frombuffer(bytes.fromhex(digests.of_bytes(data)), dtype=np.uint8)
-                fact["mode"], fact["width"], fact["height"] = found.mode, found.width, found.height
-                fact["orientation"] = min(found.orientation, 255)
+                fact["mode"], fact["orientation"] = found.mode, found.orientation
+                fact["width"], fact["height"] = found.width, found.height
         with self.facts.open("rb+", buffering=0) as file:
             _write_at(file.fileno(), facts.view(np.uint8).data, items.start * FACTS.itemsize)
         return chunk, bad
@@ -187,9 +187,13 @@ class _Journal:
 
 
 def _sized(path: Path, size: int) -> int:
-    """The file opened for writing, `size` bytes long (sparse where nothing has been written)."""
+    """The file opened for writing, `size` bytes long; a disk without room for it says so now, not hours later."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    os.ftruncate(descriptor, size)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

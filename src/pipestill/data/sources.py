@@ -10,6 +10,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from pipestill.config import DataParams
 from pipestill.data.split import TEST, TRAIN, VALIDATION
+from pipestill.data.transforms import BadImage
 from pipestill.errors import InputError
 
 Content = bytes | NDArray[np.uint8]
@@ -106,11 +108,19 @@ def _folder(path: Path, data: DataParams) -> Source:
         names,
         np.array([number.get(label, -1) for _, label, _ in found], dtype=np.int64),
         tuple(classes),
-        lambda index: (path / names[index]).read_bytes(),
+        lambda index: _file_content(path / names[index]),
         {name: path / name for name in (*names, *strays)},
         np.array([part for _, _, part in found], dtype=np.uint8) if data.split.by == "folder" else None,
         strays,
     )
+
+
+def _file_content(path: Path) -> bytes:
+    """A file's bytes. Raises BadImage where it cannot be opened (a dead link, no permission)."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise BadImage(f"cannot be read ({error.strerror})") from error
 
 
 def _children(folder: Path) -> tuple[list[str], list[str]]:
@@ -141,7 +151,7 @@ def _edm(path: Path, data: DataParams) -> Source:
     """A folder or zip of image files with `dataset.json` {"labels": [[name, label], …] or null}."""
     if path.is_dir():
         everything = {name: path / name for name in _walk(path, "")}
-        read: Callable[[str], bytes] = lambda name: everything[name].read_bytes()  # noqa: E731
+        read: Callable[[str], bytes] = lambda name: _file_content(everything[name])  # noqa: E731
         files = everything
     else:
         archive = _Archive(path)
@@ -186,7 +196,10 @@ class _Archive:
         return [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
 
     def read(self, name: str) -> bytes:
-        return self._zip().read(name)
+        try:
+            return self._zip().read(name)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+            raise BadImage(f"cannot be read from the zip ({error})") from error
 
 
 # ---- arrays ----

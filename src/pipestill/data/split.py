@@ -15,7 +15,7 @@ TRAIN, VALIDATION, TEST = range(3)
 def stratified(labels: NDArray[np.int64], *, validation: float, test: float, seed: int) -> NDArray[np.uint8]:
     """The part of each image, uint8 [N] (0 train, 1 validation, 2 test), drawn within classes.
 
-    Totals are the fractions of N to the nearest image, each class is within two images of its shares, and every class
+    Totals are within one image of their fractions of N, each class is within two images of its shares, and every class
     keeps at least one image to train on. Labels [N] of -1 (unlabelled) count as one class.
     """
     parts = np.full(len(labels), TRAIN, dtype=np.uint8)

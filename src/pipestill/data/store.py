@@ -5,6 +5,7 @@ Equal images give equal bytes. This module reads and writes the artefact's files
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -67,8 +68,8 @@ def environment(path: Path) -> lmdb.Environment:
     return env
 
 
-def _reason(error: lmdb.Error) -> str:
-    return str(error).rsplit(": ", 1)[-1]
+def _reason(error: lmdb.Error | OSError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error).rsplit(": ", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,9 @@ def write_lmdb(path: Path, pairs: Iterable[tuple[bytes, Any]], *, values: int, v
     per_commit = max(1, COMMIT_BYTES // value_bytes)
     map_size = 2 * (values + 64) * PAGE + values * (-(-value_bytes // PAGE) + 1) * PAGE
     try:
+        disk = os.statvfs(path.parent)
+        if values * value_bytes > disk.f_bavail * disk.f_frsize:  # LMDB itself calls it an input/output error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         env = lmdb.open(
             str(path), subdir=False, lock=False, sync=False, metasync=False, map_size=map_size, meminit=True
         )
@@ -226,7 +230,7 @@ def write_lmdb(path: Path, pairs: Iterable[tuple[bytes, Any]], *, values: int, v
                 with env.begin(write=True) as transaction:
                     transaction.cursor().putmulti(batch, append=True)
             env.sync(True)
-    except lmdb.Error as error:
+    except (lmdb.Error, OSError) as error:
         raise SurroundingsError(f"{path} could not be written: {_reason(error)}") from error
 
 

@@ -73,8 +73,8 @@ def prepare(content: bytes | NDArray[np.uint8], form: Form, found: Found) -> NDA
         image = _opened(content)
         found.mode, (found.width, found.height) = _mode(image), image.size
         if image.format is not None:
-            found.orientation = image.getexif().get(ORIENTATION, 1)
-            _refuse(image)
+            _refuse(image, found.mode)
+            found.orientation = _orientation(image)
             image = _upright(image, found.orientation)
     except (BadImage, MemoryError):
         raise
@@ -102,14 +102,19 @@ def _undecodable(error: Exception) -> str:
 
 
 def _mode(image: Image.Image) -> str:
-    """Pillow's mode, with the 16 bits that it silently drops from RGB files."""
+    """Pillow's mode, with the 16 bits that it silently drops from RGB files; known until the image is decoded."""
     deep = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
     return f"{image.mode};16" if deep and ";16" not in image.mode else image.mode
 
 
-def _refuse(image: Image.Image) -> None:
+def _orientation(image: Image.Image) -> int:
+    """1 (upright) to 8; a value that EXIF does not know means nothing."""
+    value = image.getexif().get(ORIENTATION, 1)
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _refuse(image: Image.Image, mode: str) -> None:
     """Raises BadImage for what has no single reading as 8-bit grey or RGB."""
-    mode = _mode(image)
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a camera's MPO is a JPEG with previews behind it
         raise BadImage(f"is animated or has several pages ({frames} frames)")

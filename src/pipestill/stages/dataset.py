@@ -94,6 +94,7 @@ def build(data: DataParams, output: Path, *, workers: int = 1, stop: StopRequest
             _write_report(work.folder, report, source, ingested, kept)
             shutil.rmtree(work.state)
             raise InputError(_refusal(report, data, work.folder / "report.html"))
+        _require_enough(source, kept, parts)
         staging = work.staging()
         layout = Layout(len(kept), form.resolution, form.channels, data.images_per_value)
         write_dataset(
@@ -190,6 +191,18 @@ def _examined(
     else:
         parts = np.zeros(len(kept), dtype=np.uint8)
     return kept, parts, examine(source, ingested, kept, parts, Form.of(data), data.near_duplicate_bits)
+
+
+def _require_enough(source: Source, kept: NDArray[np.int64], parts: NDArray[np.uint8]) -> None:
+    """Raises InputError where no good image is left to train on, or a class has none in train."""
+    import numpy as np
+
+    if not (parts == 0).any():
+        raise InputError("no good image is left to train on: mend the bad ones (pipestill dataset --check)")
+    lacking = np.setdiff1d(source.labels, source.labels[kept[parts == 0]])
+    if len(lacking):
+        name = source.classes[lacking[0]]
+        raise InputError(f"class '{name}' has no good image in the train part: add some, or remove the class")
 
 
 def _write_report(

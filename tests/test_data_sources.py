@@ -1,0 +1,224 @@
+"""Each source lists the same images in the same order, with the labels that belong to them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import pytest
+
+from images import class_folders, data_params, encoded, noise
+from pipestill.data.sources import Source, open_source
+from pipestill.errors import InputError
+
+LABELS = [0, 2, 1, 0]
+
+
+def opened(path: Path, **changes: Any) -> Source:
+    return open_source(data_params(path, **changes))
+
+
+def test_folder_lists_classes_and_names_in_order(tmp_path: Path) -> None:
+    for name in ("b/2.png", "b/10.png", "a/deep/x.png", "a/.hidden", ".git/config"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    source = opened(tmp_path)
+    assert list(source.names) == ["a/deep/x.png", "b/10.png", "b/2.png"]
+    assert source.classes == ("a", "b")
+    assert source.labels.tolist() == [0, 1, 1]
+    assert source.read(1) == b"b/10.png"
+    assert source.parts is None
+
+
+def test_folder_split_takes_parts_from_the_top_level(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        class_folders(tmp_path / part, each=2)
+    source = opened(tmp_path, split={"by": "folder"})
+    assert source.names[0] == "test/a/0000.png"
+    assert source.parts is not None
+    assert source.parts.tolist() == [2] * 4 + [0] * 4
+    assert source.labels.tolist() == [0, 0, 1, 1] * 2
+
+
+def test_folder_without_labels_takes_every_file(tmp_path: Path) -> None:
+    class_folders(tmp_path, each=1)
+    (tmp_path / "c.png").write_bytes(b"")
+    source = opened(tmp_path, labels=False)
+    assert list(source.names) == ["a/0000.png", "b/0001.png", "c.png"]
+    assert source.classes == ()
+    assert source.labels.tolist() == [-1, -1, -1]
+
+
+@pytest.fixture(params=["folder", "zip"])
+def edm(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Four images in EDM's form."""
+    folder = tmp_path / "edm"
+    (folder / "00000").mkdir(parents=True)
+    names = [f"00000/img{index:08d}.png" for index in range(4)]
+    for name, image in zip(names, noise(4, 8, 3), strict=True):
+        (folder / name).write_bytes(encoded(image))
+    labels = [[name, label] for name, label in zip(names, LABELS, strict=True)]
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels[::-1]}))
+    if request.param == "folder":
+        return folder
+    path = tmp_path / "edm.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ["dataset.json", *names]:
+            archive.write(folder / name, name)
+    return path
+
+
+def test_edm_reads_folder_and_zip(edm: Path) -> None:
+    source = opened(edm, format="edm")
+    assert source.labels.tolist() == LABELS
+    assert source.classes == ("0", "1", "2")
+    assert [source.read(index) for index in range(4)] == [encoded(image) for image in noise(4, 8, 3)]
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (None, "no labels: set data.labels=false"),
+        ([["00000/img00000000.png", 0]], "no label for 00000/img00000001.png"),
+        ([[f"00000/img{i:08d}.png", [0.0, 1.0]] for i in range(4)], "is no class number"),
+        ([[f"00000/img{i:08d}.png", -1] for i in range(4)], "label -1 is no class number"),
+        ("nonsense", "cannot be read as EDM's labels"),
+    ],
+)
+def test_edm_labels_that_do_not_fit(tmp_path: Path, labels: Any, words: str) -> None:
+    (tmp_path / "00000").mkdir()
+    for index in range(4):
+        (tmp_path / f"00000/img{index:08d}.png").write_bytes(b"")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    with pytest.raises(InputError, match=words):
+        opened(tmp_path, format="edm")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(("images", "labels"), [("images", "labels"), ("arr_0", "arr_1"), ("data", "label")])
+def test_npz_under_each_name(tmp_path: Path, save: Any, images: str, labels: str) -> None:
+    pixels = noise(4, 8, 3)
+    save(tmp_path / "x.npz", **{images: pixels, labels: np.array(LABELS)})
+    source = opened(tmp_path / "x.npz", format="npz")
+    assert source.labels.tolist() == LABELS
+    assert (np.stack([source.read(index) for index in range(4)]) == pixels).all()
+
+
+def test_npz_flat_rows_of_several_files_are_channel_by_channel(tmp_path: Path) -> None:
+    pixels = noise(6, 8, 3)
+    rows = pixels.transpose(0, 3, 1, 2).reshape(6, -1)
+    for number, some in enumerate((slice(0, 4), slice(4, 6)), start=1):
+        np.savez(tmp_path / f"train_data_batch_{number}.npz", data=rows[some], labels=[1, 3, 2, 1, 2, 3][some])
+    source = opened(tmp_path, format="npz")
+    assert (np.stack([source.read(index) for index in range(6)]) == pixels).all()
+    assert source.classes == ("1", "2", "3")  # numbered from 1 there, stored from 0
+    assert source.labels.tolist() == [0, 2, 1, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"images": np.zeros((4, 8, 8, 3))}, "as uint8"),
+        ({"pictures": noise(4, 8, 3)}, "holds no images"),
+        ({"images": noise(4, 8, 3)}, "holds no labels"),
+        ({"images": noise(4, 8, 3), "labels": np.arange(3)}, "3 labels for 4 images"),
+        ({"images": noise(4, 8, 4), "labels": np.arange(4)}, r"shape \[4, 8, 8, 4\]"),
+        ({"images": noise(4, 8, 3), "labels": np.array([0, 1, 2, "x"], dtype=object)}, "no npz that can be read"),
+    ],
+)
+def test_npz_that_does_not_fit(tmp_path: Path, arrays: dict[str, Any], words: str) -> None:
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(InputError, match=words):
+        opened(tmp_path / "x.npz", format="npz")
+
+
+def test_npz_that_is_truncated(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", images=noise(4, 8, 3), labels=np.arange(4))
+    content = (tmp_path / "x.npz").read_bytes()
+    (tmp_path / "x.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"x\.npz is no npz that can be read"):
+        opened(tmp_path / "x.npz", format="npz")
+
+
+def dmd2(path: Path, *, column: bool = False, subdir: bool = False, **changes: bytes | None) -> Path:
+    """An LMDB as DMD2's own script writes it; `changes` replace or remove keys."""
+    pixels = noise(4, 8, 3)
+    pairs: dict[str, bytes | None] = {
+        "images_shape": b"4 3 8 8",
+        "labels_shape": b"4 1" if column else b"4",
+        **{f"images_{i}_data": pixels[i].transpose(2, 0, 1).tobytes() for i in range(4)},
+        **{f"labels_{i}_data": np.int64(LABELS[i]).tobytes() for i in range(4)},
+    }
+    with lmdb.open(str(path), subdir=subdir, map_size=1 << 24) as env, env.begin(write=True) as transaction:
+        for key, value in (pairs | changes).items():
+            if value is not None:
+                transaction.put(key.encode(), value)
+    return path
+
+
+@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize("subdir", [False, True])
+def test_lmdb_in_dmd2_layout(tmp_path: Path, column: bool, subdir: bool) -> None:
+    source = opened(dmd2(tmp_path / "x.lmdb", column=column, subdir=subdir), format="lmdb")
+    assert source.labels.tolist() == LABELS
+    assert (np.stack([source.read(index) for index in range(4)]) == noise(4, 8, 3)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"images_shape": None}, "has no 'images_shape'"),
+        ({"images_shape": b"4 8 8 3"}, r"\[N, 1 or 3, H, W\] is taken"),
+        ({"images_shape": b"\x00\xff"}, "is no shape"),
+        ({"images_3_data": None}, "has no 'images_3_data'"),
+        ({"images_0_data": b"short"}, "has 5 bytes, 192 belong to it"),
+        ({"labels_shape": b"4 10"}, "'labels_shape' is"),
+        ({"labels_2_data": None}, "one int64 label for each"),
+    ],
+)
+def test_lmdb_of_another_schema(tmp_path: Path, changes: dict[str, bytes | None], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        opened(dmd2(tmp_path / "x.lmdb", **changes), format="lmdb")
+
+
+def test_lmdb_that_is_truncated_or_none(tmp_path: Path) -> None:
+    path = dmd2(tmp_path / "x.lmdb")
+    content = path.read_bytes()
+    (tmp_path / "half.lmdb").write_bytes(content[: 4096 * 2])
+    with pytest.raises(InputError, match=r"half\.lmdb is truncated \(8192 bytes of \d+\)"):
+        opened(tmp_path / "half.lmdb", format="lmdb")
+    (tmp_path / "text.lmdb").write_text("no LMDB " * 4096)
+    with pytest.raises(InputError, match=r"text\.lmdb is no LMDB that can be read"):
+        opened(tmp_path / "text.lmdb", format="lmdb")
+    with pytest.raises(InputError, match="does not exist"):
+        opened(tmp_path / "none.lmdb", format="lmdb")
+
+
+def test_one_class_only(tmp_path: Path) -> None:
+    class_folders(tmp_path, classes=1)
+    with pytest.raises(InputError, match=r"one class only \('a'\): add others or set data\.labels=false"):
+        opened(tmp_path)
+    assert len(opened(tmp_path, labels=False).names) == 6
+
+
+def test_folders_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        opened(tmp_path / "none")
+    with pytest.raises(InputError, match="holds no images"):
+        opened(tmp_path)
+    (tmp_path / "x.png").write_bytes(b"")
+    with pytest.raises(InputError, match="holds files but no class folders"):
+        opened(tmp_path)
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError, match="class folder without images"):
+        opened(tmp_path)
+    with pytest.raises(InputError, match=r"holds a: data\.split\.by=folder takes train/"):
+        opened(tmp_path, split={"by": "folder"})
+    with pytest.raises(InputError, match="is no folder"):
+        opened(tmp_path / "x.png")
+    with pytest.raises(InputError, match=r"takes data\.format=folder, not npz"):
+        opened(tmp_path, format="npz", split={"by": "folder"})

@@ -1,0 +1,478 @@
+"""The dataset and example stages as a user meets them: artefacts, reports, exit codes, one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from images import bad_files, class_folders, data_params, encoded, noise
+from pipestill import artifacts, cli
+from pipestill.artifacts import InputEntry
+from pipestill.config import ExampleParams
+from pipestill.data.examples import ROWS, TEXTURES, patches
+from pipestill.data.store import open_dataset
+from pipestill.errors import InputError
+from pipestill.stages.dataset import build, check
+from pipestill.stages.example import write_example
+from pipestill.work import open_work
+
+Run = Callable[..., tuple[int, list[str]]]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test works in its own folder; the stage's signal handlers do not outlive it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PIPESTILL_RUNS", raising=False)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `pipestill dataset` on `photos` as it is; returns the exit code and the lines of its error."""
+    data = data_params(Path("photos")).plain()
+    Path("params.yaml").write_text(yaml.safe_dump({"data": data, "teachers": {"teacher": {}}}))
+
+    def call(*arguments: str) -> tuple[int, list[str]]:
+        capsys.readouterr()
+        code = cli.main(["dataset", *arguments])
+        lines = capsys.readouterr().err.splitlines()
+        return code, [line for line in lines if line.startswith("pipestill dataset: ")]
+
+    return call
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_build_twice_then_elsewhere(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    class_folders(Path("photos"))
+    assert run("--output", "one") == (0, [])
+    first = contents(Path("one"))
+    assert cli.main(["dataset", "--output", "one"]) == 0
+    assert "one is there and verifies: nothing to do" in capsys.readouterr().err
+    assert contents(Path("one")) == first
+    assert run("--output", "two", "operation.workers=1") == (0, [])
+    assert contents(Path("two")) == first
+    manifest = artifacts.read(Path("one"), "dataset").manifest
+    assert manifest.summary == {
+        "images": 12,
+        "classes": 2,
+        "parts": {"train": 7, "validation": 1, "test": 4},
+        "set_aside": {},
+    }
+    assert manifest.views == ("report.html",)
+    assert not list(Path("runs/dataset").glob("*/state"))
+
+
+def test_a_changed_image_changes_the_artefact(run: Run) -> None:
+    class_folders(Path("photos"))
+    run("--output", "one")
+    before = artifacts.read(Path("one"), "dataset").manifest
+    (image,) = noise(1, 8, 3, seed=5)
+    Path("photos/a/0000.png").write_bytes(encoded(image))
+    assert run("--output", "one") == (0, [])
+    after = artifacts.read(Path("one"), "dataset").manifest
+    assert before.inputs["images"] != after.inputs["images"]
+    assert (open_dataset(Path("one")).images([0])[0] == image).all()
+
+
+def test_what_was_digested_once_is_remembered(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_folders(Path("photos"))
+    for file in Path("photos").rglob("*.png"):
+        os.utime(file, (0, 0))
+    monkeypatch.setattr("pipestill.data.identity.SETTLED", 0)
+    run("--output", "one")
+    monkeypatch.setattr("pipestill.digests.of_file", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr("pipestill.work._finished", lambda work: None)
+    with pytest.raises(BaseException, match=r"(one|partial)/.* was read again"):  # the output's own digests alone
+        build(data_params(Path("photos")), Path("one"))
+
+
+@pytest.mark.parametrize("name", bad_files())
+def test_one_bad_file_is_refused_or_set_aside(run: Run, name: str) -> None:
+    class_folders(Path("photos"))
+    assert run("--output", "out") == (0, [])
+    before = contents(Path("out"))
+    content, words = bad_files()[name]
+    Path("photos/a", name).write_bytes(content)
+    code, lines = run("--output", "out")
+    assert code == 2
+    assert len(lines) == 1
+    assert f"photos/a/{name} " in lines[0]
+    assert words in lines[0]
+    assert "data.on_bad=set-aside" in lines[0]
+    assert contents(Path("out")) == before
+
+    assert run("--output", "out", "data.on_bad=set-aside") == (0, [])
+    dataset = open_dataset(Path("out"))
+    assert (dataset.images(range(12)) == noise(12, 8, 3)).all()
+    (aside,) = dataset.artifact.manifest.summary["set_aside"].items()
+    assert aside[0] == f"a/{name}"
+    assert words in aside[1]
+
+
+def test_several_bad_files_are_listed_and_one_line_ends_the_list(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    class_folders(Path("photos"))
+    Path("photos/readme.txt").write_text("beside the classes")
+    Path("photos/a/zero.png").write_bytes(b"")
+    Path("photos/b/dead.png").symlink_to("nowhere")
+    assert cli.main(["dataset", "--output", "out"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-4:-1] == [
+        "  a/zero.png is no image in a known format",
+        "  b/dead.png cannot be read (No such file or directory)",
+        "  readme.txt lies beside the class folders",
+    ]
+    assert lines[-1].startswith(
+        "pipestill dataset: 3 files of photos cannot be used, the first is photos/a/zero.png is"
+    )
+    page = Path(lines[-1].rpartition("report: ")[2].rstrip(")"))
+    assert "lies beside the class folders" in page.read_text()
+    assert not Path("out").exists()
+    assert run("--output", "out", "data.on_bad=set-aside") == (0, [])
+    assert len(artifacts.read(Path("out"), "dataset").manifest.summary["set_aside"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: None, "data.path=photos does not exist"),
+        (lambda: Path("photos").mkdir(), "data.path=photos holds no images"),
+        (lambda: class_folders(Path("photos"), classes=1), "one class only ('a')"),
+        (lambda: class_folders(Path("photos/a")), None),  # nested folders belong to their class: one class
+        (lambda: class_folders(Path("photos"), side=9), "is 9x9, and data.transform=none takes 8x8 only"),
+    ],
+)
+def test_folders_that_cannot_be_used(run: Run, make: Callable[[], Any], words: str | None) -> None:
+    make()
+    code, lines = run("--output", "out")
+    assert code == 2
+    assert len(lines) == 1
+    assert (words or "one class only") in lines[0]
+    assert not Path("out").exists()
+
+
+def test_a_class_or_a_part_without_good_images(run: Run) -> None:
+    class_folders(Path("photos"))
+    for file in Path("photos/a").iterdir():
+        file.write_bytes(b"")
+    code, lines = run("--output", "out", "data.on_bad=set-aside")
+    assert code == 2
+    assert "class 'a' has no good image in the train part" in lines[0]
+    for file in Path("photos/b").iterdir():
+        file.write_bytes(b"")
+    code, lines = run("--output", "out", "data.on_bad=set-aside")
+    assert code == 2
+    assert "no good image is left" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.resolution=2", "data.resolution=2"),
+        ("data.filtre=box", "did you mean 'filter'?"),
+        ("data.on_bad=ignore", "data.on_bad='ignore'"),
+        ("data.split.test=0.9", "must leave something to train on"),
+    ],
+)
+def test_parameters_that_do_not_fit(run: Run, override: str, words: str) -> None:
+    class_folders(Path("photos"))
+    code, lines = run("--output", "out", override)
+    assert code == 2
+    assert len(lines) == 1
+    assert words in lines[0]
+
+
+def test_an_output_that_another_process_writes(run: Run) -> None:
+    class_folders(Path("photos"))
+    inputs = {"images": InputEntry("folder", "other")}
+    with open_work(kind="dataset", stage="dataset", version=1, parameters={}, inputs=inputs, output=Path("out")):
+        code, lines = run("--output", "out")
+    assert code == 3
+    assert len(lines) == 1
+    assert "out is being written by another process" in lines[0]
+    assert run("--output", "out") == (0, [])
+
+
+def test_check_finds_bad_files_and_writes_no_artefact(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    class_folders(Path("mine"))
+    assert run("--check", "mine")[0] == 0
+    Path("mine/a/text.png").write_text("no image")
+    assert cli.main(["dataset", "--check", "mine", "--report", "report"]) == 2
+    assert "a/text.png is no image in a known format" in capsys.readouterr().err
+    report = json.loads(Path("report/report.json").read_text())
+    assert report["bad"] == {"count": 1, "files": [{"name": "a/text.png", "reason": "is no image in a known format"}]}
+    assert "<img" in Path("report/report.html").read_text()
+    assert list(Path("runs").iterdir()) == []
+
+
+def test_report_counts_what_is_there(tmp_path: Path) -> None:
+    photos = class_folders(tmp_path / "photos", each=10)
+    twin = (photos / "a/0003.png").read_bytes()
+    (photos / "b/twin.png").write_bytes(twin)
+    (grey,) = noise(1, 16, 1, seed=8)
+    (photos / "a/grey.png").write_bytes(encoded(grey))
+    (near,) = noise(1, 8, 3, seed=9)
+    near = np.sort(near, axis=1)  # brightness grows to the right, so that a step of 1 somewhere changes no bit
+    (photos / "b/near-1.png").write_bytes(encoded(near))
+    near[0, 0, 0] ^= 1
+    (photos / "b/near-2.png").write_bytes(encoded(near))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (photos / "b/turned.png").write_bytes(encoded(noise(1, 8, 3, seed=7)[0], exif=exif))
+    (photos / "a/bad.png").write_bytes(b"")
+    report = check(data_params(photos, transform="center-crop", split={"by": "none"}))
+    assert report["images"] == 25
+    assert report["bad"]["count"] == 1
+    assert report["modes"] == [{"name": "RGB", "count": 24}, {"name": "L", "count": 1}]
+    assert report["sizes"]["commonest"] == [{"name": "8x8", "count": 24}, {"name": "16x16", "count": 1}]
+    assert (report["sizes"]["smallest_side"], report["sizes"]["largest_side"], report["sizes"]["enlarged"]) == (
+        8,
+        16,
+        0,
+    )
+    assert report["exif_rotated"] == {"count": 1, "files": ["b/turned.png"]}
+    assert report["duplicates"]["exact"] == {
+        "groups": 1,
+        "repeats": 1,
+        "across_parts": 0,
+        "across_classes": 1,
+        "files": [["a/0003.png", "b/twin.png"]],
+    }
+    assert report["duplicates"]["near"]["files"] == [{"first": "b/near-1.png", "second": "b/near-2.png", "bits": 0}]
+    assert report["classes"] == [
+        {"name": "a", "images": 11, "train": 11, "validation": 0, "test": 0},
+        {"name": "b", "images": 14, "train": 14, "validation": 0, "test": 0},
+    ]
+    assert report["imbalance"] == round(14 / 11, 4)
+    assert check(data_params(photos, resolution=32, transform="center-crop"))["sizes"]["enlarged"] == 25
+
+
+def test_export_through_the_command_line(run: Run, tmp_path: Path) -> None:
+    class_folders(Path("photos"))
+    run("--output", "out")
+    assert run("--export-lmdb", "x.lmdb", "--dataset", "out") == (0, [])
+    again = ["data.format=lmdb", "data.path=x.lmdb"]
+    assert run("--output", "again", *again) == (0, [])
+    assert (open_dataset(Path("again")).images(range(12)) == open_dataset(Path("out")).images(range(12))).all()
+    code, lines = run("--export-lmdb", "x.lmdb")
+    assert code == 2
+    assert "--export-lmdb needs --dataset DIR" in lines[0]
+
+
+def test_a_truncated_lmdb_through_the_command_line(run: Run) -> None:
+    class_folders(Path("photos"), each=50)
+    run("--output", "out")
+    run("--export-lmdb", "x.lmdb", "--dataset", "out")
+    content = Path("x.lmdb").read_bytes()
+    Path("x.lmdb").write_bytes(content[: len(content) // 2])
+    code, lines = run("--output", "again", "data.format=lmdb", "data.path=x.lmdb")
+    assert code == 2
+    assert len(lines) == 1
+    assert "x.lmdb is truncated" in lines[0]
+
+
+# ---- examples ----
+
+
+def test_digits_are_scikit_learns(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    artifact = write_example(ExampleParams(kind="digits"), tmp_path / "digits")
+    assert artifact.manifest.kind == "images"
+    images = tmp_path / "digits" / "images"
+    bunch = load_digits()
+    for index in (0, 1000, 1796):
+        pixels = np.asarray(Image.open(images / str(bunch.target[index]) / f"{index:04d}.png"))
+        assert (pixels == np.rint(bunch.images[index] * 255 / 16)).all()
+    assert len(list(images.rglob("*.png"))) == 1797
+    params = data_params(images, color="grey")
+    dataset = build(params, tmp_path / "dataset", workers=2)
+    assert dataset.manifest.inputs["images"] == artifact.as_input
+    assert dataset.manifest.summary["parts"] == {"train": 988, "validation": 270, "test": 539}
+
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(images / "0" / "mine.png")
+    with pytest.raises(InputError, match=r"digits and its manifest differ in '0/mine\.png'"):
+        build(params, tmp_path / "dataset")
+
+
+@pytest.mark.parametrize("side", [16, 32])
+def test_no_held_out_pixel_is_in_a_training_patch(side: int) -> None:
+    seen = {(texture, part): np.zeros((512, 512), dtype=bool) for texture in TEXTURES for part in ROWS}
+    counts = dict.fromkeys(ROWS, 0)
+    for patch in patches(side, 8):
+        assert 0 <= patch.row <= 512 - side
+        assert 0 <= patch.column <= 512 - side
+        seen[patch.texture, patch.part][patch.row : patch.row + side, patch.column : patch.column + side] = True
+        counts[patch.part] += 1
+    for texture in TEXTURES:
+        train, validation, test = (seen[texture, part] for part in ("train", "validation", "test"))
+        assert not (train & validation).any()
+        assert not (train & test).any()
+        assert not (validation & test).any()
+        assert (train | validation | test).all()
+    assert (
+        counts
+        == {
+            16: {"train": 6237, "validation": 1701, "test": 3591},
+            32: {"train": 5673, "validation": 372, "test": 837},
+        }[side]
+    )
+
+
+def test_textures_are_cut_from_the_photographs(tmp_path: Path) -> None:
+    from skimage import data
+
+    write_example(ExampleParams(kind="textures", patch=32, stride=64), tmp_path / "textures")
+    images = tmp_path / "textures" / "images"
+    assert sorted(path.name for path in images.iterdir()) == ["test", "train", "validation"]
+    patch = np.asarray(Image.open(images / "train" / "gravel" / "r064-c128.png"))
+    assert (patch == data.gravel()[64:96, 128:160]).all()
+    params = data_params(images, color="grey", resolution=32, split={"by": "folder"})
+    dataset = build(params, tmp_path / "dataset", workers=2)
+    assert dataset.manifest.summary["parts"] == {"train": 96, "validation": 372, "test": 837}
+
+
+# ---- a full disk ----
+
+BUILD = [sys.executable, "-m", "pipestill", "dataset"]
+
+
+def test_a_file_that_cannot_grow_ends_with_one_line(run: Run) -> None:
+    """The limit stands for a quota; it hits a worker's slots."""
+    class_folders(Path("photos"), each=100, side=32)
+    arguments = ["--output", "out", "data.resolution=32"]
+    assert run(*arguments) == (0, [])
+    before = contents(Path("out"))
+    limited = subprocess.run(
+        [*BUILD, *arguments, "data.split.seed=1"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
+    )
+    assert limited.returncode == 3
+    (line,) = [line for line in limited.stderr.splitlines() if line.startswith("pipestill dataset: ")]
+    assert "could not be written (File too large)" in line
+    assert contents(Path("out")) == before
+
+
+def _can_mount() -> bool:
+    unshare = shutil.which("unshare")
+    return unshare is not None and subprocess.run([unshare, "-rm", "true"], capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not _can_mount(), reason="no mount namespace here")
+@pytest.mark.parametrize("full", ["runs", "artifacts"])
+def test_a_full_disk_ends_with_one_line_and_room_lets_it_go_on(run: Run, full: str) -> None:
+    """A real file system of 400 kB: first where the work goes on, then where the artefact goes."""
+    class_folders(Path("photos"), each=100, side=32)
+    arguments = "--output artifacts/out data.resolution=32"
+    assert run(*arguments.replace("artifacts/out", "wanted").split()) == (0, [])
+    shutil.rmtree("runs")
+    Path(full).mkdir()
+    command = " ".join([*BUILD, arguments])
+    script = (
+        f"mount -t tmpfs -o size=400k tmpfs {full}; {command} >first.txt 2>&1; echo $? >first.code; "
+        f"ls -A artifacts >there.txt; mount -o remount,size=64m {full}; "
+        f"{command} >second.txt 2>&1; echo $? >second.code; "
+        "cp -r artifacts/out kept"
+    )
+    subprocess.run(["unshare", "-rm", "sh", "-c", script], check=True)
+    assert Path("first.code").read_text() == "3\n", Path("first.txt").read_text()
+    (line,) = [line for line in Path("first.txt").read_text().splitlines() if line.startswith("pipestill dataset: ")]
+    assert "No space left on device" in line
+    assert "out" not in Path("there.txt").read_text().splitlines()
+    assert Path("second.code").read_text() == "0\n", Path("second.txt").read_text()
+    assert contents(Path("kept")) == contents(Path("wanted"))
+
+
+# ---- kills ----
+
+
+def _killed_and_resumed(kills: int, seed: int) -> None:
+    """A build killed so many times at random moments, then finished, gives the bytes of one that was never killed."""
+    class_folders(Path("photos"), classes=4, each=400, side=64)
+    arguments = ["data.resolution=64", "operation.workers=2"]
+    environment = os.environ | {"PIPESTILL_RUNS": "runs-wanted"}
+    import time
+
+    started = time.monotonic()
+    subprocess.run([*BUILD, "--output", "wanted", *arguments], env=environment, check=True, capture_output=True)
+    whole = time.monotonic() - started
+    moments = np.random.default_rng(seed).uniform(0.15 * whole, whole, kills)
+    for moment in moments:
+        victim = subprocess.Popen([*BUILD, "--output", "out", *arguments], stderr=subprocess.PIPE)
+        try:
+            victim.wait(timeout=moment)
+        except subprocess.TimeoutExpired:
+            victim.kill()
+        victim.communicate(timeout=20)  # the pipe closes when the last worker has ended
+        if Path("out").exists():
+            assert contents(Path("out")) == contents(Path("wanted"))
+            shutil.rmtree("out")
+    subprocess.run([*BUILD, "--output", "out", *arguments], check=True, capture_output=True)
+    assert contents(Path("out")) == contents(Path("wanted"))
+
+
+def test_a_killed_build_goes_on(run: Run) -> None:
+    _killed_and_resumed(kills=4, seed=0)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_a_killed_build_goes_on_soak(run: Run, seed: int) -> None:
+    _killed_and_resumed(kills=20, seed=seed)
+
+
+def test_what_the_journal_vouches_for_is_not_decoded_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipestill.data import ingest
+    from pipestill.stopping import StopRequest
+
+    class_folders(Path("photos"), each=200)
+    decoded: list[int] = []
+    plain = ingest._Job.decode
+
+    def counted(job: Any, chunk: int) -> Any:
+        decoded.append(chunk)
+        return plain(job, chunk)
+
+    monkeypatch.setattr(ingest._Job, "decode", counted)
+    stop = StopRequest()
+    monkeypatch.setattr(stop, "requested", lambda: len(decoded) == 3)
+    stop.reason = "a test"
+    with pytest.raises(Exception, match="stopped by a test with its state saved"):
+        build(data_params(Path("photos")), Path("out"), stop=stop)
+    (journal,) = Path("runs").rglob("journal.jsonl")
+    with journal.open("ab") as file:
+        file.write(b'{"chunk": 3, "ba')  # torn by a kill
+    build(data_params(Path("photos")), Path("out"))
+    assert decoded == list(range(7))
+    assert (open_dataset(Path("out")).images(range(400)) == noise(400, 8, 3)).all()
+
+
+def test_a_stop_request_ends_with_its_exit_code(run: Run) -> None:
+    class_folders(Path("photos"))
+    code, lines = run("--output", "out", "--deadline-min", "0")
+    assert code == 75
+    assert "stopped by its time limit with its state saved" in lines[0]
+    os.environ.pop("PIPESTILL_DEADLINE", None)
+    assert run("--output", "out") == (0, [])
