@@ -40,3 +40,21 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         params = DataParams(path=str(folder / "digits" / "images"), resolution=8, color="grey", transform="none")
         build(params, folder / "dataset")
     return folder / "dataset"
+
+
+@pytest.fixture(scope="session")
+def digits_reference(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
+    """A reference artefact of the digits with a hardly trained classifier; read only."""
+    from pipestill.config import ClassifierParams, FloorParams, OperationParams, ProtocolParams, ReferenceParams
+    from pipestill.stages.reference import build_reference
+
+    folder = tmp_path_factory.mktemp("reference")
+    params = ReferenceParams(
+        protocol=ProtocolParams(kid_subsets=3, kid_subset_size=20),
+        classifier=ClassifierParams(channels=(8,), features=8, iterations=30),
+        floor=FloorParams(counts=(20,), draws=2),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPESTILL_RUNS", str(folder / "runs"))
+        build_reference(params, dataset=digits, output=folder / "reference", operation=OperationParams())
+    return folder / "reference"

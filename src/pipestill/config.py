@@ -265,6 +265,11 @@ class ValidationParams(Section):
     seed: Seed = 2000
 
 
+def _ordered(sigma_min: float, sigma_max: float) -> None:
+    if sigma_min > sigma_max:
+        raise ValueError(f"sigma_min={sigma_min} lies above sigma_max={sigma_max}")
+
+
 class StudentParams(Section):
     """One student: DMD2 (Yin et al. 2024) with backward simulation."""
 
@@ -294,6 +299,11 @@ class StudentParams(Section):
     deterministic: bool = True
     seed: Seed = 0
     threads: Positive = 1
+
+    @model_validator(mode="after")
+    def _range_is_a_range(self) -> Self:
+        _ordered(self.sigma_min, self.sigma_max)
+        return self
 
 
 class DistillationParams(Section):
@@ -338,6 +348,8 @@ class RunParams(Section):
             raise ValueError(f"sampler {self.sampler} has no tuned sigma range: use sigmas=models/{self.model}")
         if (self.plan == "listed") != bool(self.classes):
             raise ValueError("plan=listed and classes belong together")
+        if self.sigma_min is not None and self.sigma_max is not None:
+            _ordered(self.sigma_min, self.sigma_max)
         if (self.sampler == "heun-churn") != (self.churn is not None):
             raise ValueError("sampler=heun-churn and churn belong together")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
@@ -72,6 +73,11 @@ def bottleneck_shape(unet: UNet2DModel) -> tuple[int, int]:
     """Channels and side of the bottleneck."""
     config = unet.config
     return config.block_out_channels[-1], config.sample_size // 2 ** (len(config.block_out_channels) - 1)
+
+
+def architecture(unet: UNet2DModel) -> dict[str, Any]:
+    """What decides the network's shape, without notes of versions and paths."""
+    return {name: value for name, value in unet.config.items() if not name.startswith("_")}
 
 
 def parameter_count(module: nn.Module) -> int:

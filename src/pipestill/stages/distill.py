@@ -109,7 +109,7 @@ def distill(
         from pipestill.distillation.validation import Validation
         from pipestill.evaluation.reference import open_reference
         from pipestill.networks.model import NativeSchedule, load_model, save_model
-        from pipestill.networks.unet import parameter_count
+        from pipestill.networks.unet import architecture, parameter_count
         from pipestill.sampling.preview import Preview
         from pipestill.training.loop import run
         from pipestill.training.ranks import autocast_type, prepare, seed_torch
@@ -120,7 +120,7 @@ def distill(
         real = load_model(teacher, device=world.device, autocast=autocast)
         start = load_model(init, device=world.device, autocast=autocast)
         check_fit(real.card, data, student, teacher)
-        if start.unet.config != real.unet.config:
+        if architecture(start.unet) != architecture(real.unet):
             raise InputError(f"{init} has another network than {teacher}: a student starts from an equal one")
 
         native = NativeSchedule(student.steps, student.transition, student.sigma_max, student.sigma_min, student.rho)

@@ -1,0 +1,192 @@
+"""Distillation as a command: killed and resumed over ranks, its artefact, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from commands import Command, payload, run, steps_logged, write_params
+from pipestill import cli
+from tiny_models import make_model
+
+UPDATES = 12
+DIGITS = tuple("0123456789")
+STUDENT = {
+    "teacher": "teacher",
+    "init": "teacher",
+    "steps": 3,
+    "iterations": UPDATES,
+    "update_ratio": 2,
+    "batch": 16,
+    "rollout": "fresh",
+    "validation": {"every": 4, "images": 20, "micro_batch": 10, "extractor": "classifier"},
+    "gan": {"generator_weight": 0.01, "discriminator_weight": 0.1, "r1": 0.1},
+}
+NAMES = ("student-10", "student-4")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("teacher") / "teacher", classes=DIGITS).path
+
+
+def arguments(
+    folder: Path, digits: Path, reference: Path, teacher: Path, output: str = "m", **student: object
+) -> list[object]:
+    params = write_params(
+        folder / f"{output}.yaml",
+        **{
+            "distillation.students": dict.fromkeys(NAMES, STUDENT | student),
+            "operation": {"save_every": 0.001, "log_every": 1},
+        },
+    )
+    places = ["--dataset", digits, "--reference", reference, "--teacher", teacher]
+    return ["distill", "--name", "student-4", *places, "--output", folder / output, "--params", params]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tmp_path_factory: pytest.TempPathFactory, digits: Path, digits_reference: Path, teacher: Path
+) -> dict[int, Path]:
+    """Students that nobody disturbed, by number of ranks."""
+    folder = tmp_path_factory.mktemp("whole")
+    for ranks in (1, 2):
+        command = arguments(folder, digits, digits_reference, teacher, f"m{ranks}")
+        code, output = run(*command, "--ranks", ranks, runs=folder / f"runs{ranks}")
+        assert code == 0, output
+    return {ranks: folder / f"m{ranks}" for ranks in (1, 2)}
+
+
+def kill_and_resume(folder: Path, command: list[object], kills: int, chance: random.Random) -> str:
+    runs = folder / "runs"
+    for _ in range(kills):
+        target = steps_logged(runs) + chance.randint(1, UPDATES // 2)
+        attempt = Command(*command, runs=runs)
+        if attempt.wait_until(lambda target=target: steps_logged(runs) >= target):  # type: ignore[misc]
+            attempt.kill_all()
+        if (folder / "m" / "manifest.json").exists():
+            break
+    code, output = run(*command, runs=runs)
+    assert code == 0, output
+    return payload(folder / "m")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_and_resumed_gives_the_same_student(
+    tmp_path: Path, digits: Path, digits_reference: Path, teacher: Path, uninterrupted: dict[int, Path], ranks: int
+) -> None:
+    command = [*arguments(tmp_path, digits, digits_reference, teacher), "--ranks", ranks]
+    assert kill_and_resume(tmp_path, command, 2, random.Random(ranks)) == payload(uninterrupted[ranks])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_often_and_resumed_gives_the_same_student(
+    tmp_path: Path, digits: Path, digits_reference: Path, teacher: Path, uninterrupted: dict[int, Path], ranks: int
+) -> None:
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        command = [*arguments(folder, digits, digits_reference, teacher), "--ranks", ranks]
+        assert kill_and_resume(folder, command, 10, random.Random()) == payload(uninterrupted[ranks])
+
+
+def test_the_student_carries_its_schedule_and_its_best_weights(uninterrupted: dict[int, Path]) -> None:
+    folder = uninterrupted[1]
+    card = json.loads((folder / "model.json").read_text())
+    assert card["role"] == "student"
+    assert card["native"] == {"steps": 3, "transition": "euler", "sigma_max": 8.0, "sigma_min": 0.05, "rho": 7.0}
+    rows = [line.split(",") for line in (folder / "curves.csv").read_text().splitlines()]
+    column = rows[0].index("validation_distance")
+    distances = {int(row[0]): float(row[column]) for row in rows[1:] if row[column]}
+    assert list(distances) == [4, 8, 12]
+    summary = json.loads((folder / "manifest.json").read_text())["summary"]
+    assert summary["best_step"] == min(distances, key=lambda step: distances[step])
+    assert summary["validation_distance"] == pytest.approx(min(distances.values()), rel=1e-5)
+
+
+def test_diffusers_loads_the_student(uninterrupted: dict[int, Path]) -> None:
+    from diffusers import UNet2DModel
+
+    from pipestill.networks.model import load_model
+
+    theirs = UNet2DModel.from_pretrained(uninterrupted[1], subfolder="unet")
+    ours = load_model(uninterrupted[1]).unet
+    assert theirs.state_dict().keys() == ours.state_dict().keys()
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in theirs.state_dict().items())
+
+
+def test_a_student_starts_from_another(
+    tmp_path: Path, digits: Path, digits_reference: Path, teacher: Path, uninterrupted: dict[int, Path]
+) -> None:
+    """With a learning rate of next to nothing the student stays where --init put it."""
+    still = {
+        "generator_lr": 1e-12,
+        "iterations": 4,
+        "validation": STUDENT["validation"],
+        "optimizer": {"weight_decay": 0},
+    }
+    command = arguments(tmp_path, digits, digits_reference, teacher, **still)
+    code, output = run(*command, "--init", uninterrupted[1], runs=tmp_path / "runs")
+    assert code == 0, output
+
+    from pipestill.networks.model import load_model
+
+    began = load_model(uninterrupted[1]).unet.state_dict()
+    ended = load_model(tmp_path / "m").unet.state_dict()
+    for name, tensor in began.items():
+        torch.testing.assert_close(ended[name], tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "student", "message"),
+    [
+        ({"classes": ("a", "b")}, {}, "knows 2 classes"),
+        ({"channels": 3}, {}, "with 3 channels"),
+        ({"resolution": 16}, {}, "makes 16x16 images"),
+        ({"unconditional": False}, {}, "has no unconditional branch"),
+        ({}, {"dm": {"sigma_min": 79.9, "sigma_max": 80}}, "no noise level lies between"),
+        ({}, {"gan": {"generator_weight": 1, "discriminator_weight": 0}}, "needs a trained discriminator"),
+        ({}, {"sigma_min": 9.0, "sigma_max": 8.0}, "sigma_min"),
+        ({}, {"batch": 0}, "distillation.students.student-4.batch=0"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_exit_2(
+    tmp_path: Path,
+    digits: Path,
+    digits_reference: Path,
+    model: dict[str, object],
+    student: dict[str, object],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "runs"))
+    path = make_model(tmp_path / "teacher", **({"classes": DIGITS} | model)).path  # type: ignore[arg-type]
+    code = cli.main([str(part) for part in arguments(tmp_path, digits, digits_reference, path, **student)])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pipestill distill:")]
+    assert code == 2
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_dataset_is_no_teacher(
+    tmp_path: Path, digits: Path, digits_reference: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.main([str(part) for part in arguments(tmp_path, digits, digits_reference, digits)])
+    assert code == 2
+    assert "is a dataset artefact, a model was expected" in capsys.readouterr().err
+
+
+def test_cards_differ_only_in_what_distillation_changes(uninterrupted: dict[int, Path], teacher: Path) -> None:
+    from pipestill.networks.model import read_card
+
+    card, source = read_card(uninterrupted[1])[1], read_card(teacher)[1]
+    assert replace(card, role="teacher", native=None) == source
