@@ -40,9 +40,9 @@ class _Job:
 
 
 class BlockWriter:
-    """Writes blocks from a thread of its own; its failure is raised by the next `put`, `check` or the end.
+    """Writes blocks from a thread of its own; its failure is raised by the next `put` or at the end.
 
-    Leaving the context waits for everything that was put, unless an exception is on its way.
+    Leaving the context waits for everything that was put to be written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -67,16 +67,16 @@ class BlockWriter:
             ready = torch.cuda.Event()
             ready.record()
         self._hand_over(_Job(block, images, finite, ready, held))
+        self._check()
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raises what went wrong in the thread, if anything did."""
         if self._failed.is_set():
             assert self._error is not None
             raise self._error
 
     def _hand_over(self, job: _Job | None) -> None:
-        while True:
-            self.check()
+        while not self._failed.is_set():
             try:
                 self._queue.put(job, timeout=0.1)
                 return
@@ -111,10 +111,10 @@ class BlockWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._hand_over(None)
+        self._thread.join()
         if kind is None:
-            self._hand_over(None)
-            self._thread.join()
-            self.check()
+            self._check()
 
 
 def _to_host(tensor: Tensor) -> Tensor:
