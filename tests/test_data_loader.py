@@ -99,3 +99,15 @@ def test_what_cannot_be_is_refused(dataset: Dataset) -> None:
     empty = Dataset(dataset.artifact, dataset.layout, dataset.classes, dataset.labels, np.zeros(40, dtype=np.uint8))
     with pytest.raises(InputError, match="no image in its validation part"):
         Loader(empty, "validation", batch=1, seed=0, cache="none", device=CPU)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_gpu_gets_the_batches_of_the_cpu(dataset: Dataset, cache: str) -> None:
+    wanted = loader(dataset)
+    for step, batch in enumerate(loader(dataset, cache, device=torch.device("cuda", 0)).prefetch(0, 10)):
+        assert batch.images.is_cuda
+        assert batch.labels.is_cuda
+        assert torch.equal(batch.images.cpu(), wanted.batch(step).images)
+        assert torch.equal(batch.labels.cpu(), wanted.batch(step).labels)

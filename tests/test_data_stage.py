@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -264,6 +265,17 @@ def test_report_counts_what_is_there(tmp_path: Path) -> None:
     ]
     assert report["imbalance"] == round(14 / 11, 4)
     assert check(data_params(photos, resolution=32, transform="center-crop"))["sizes"]["enlarged"] == 25
+
+
+def test_the_page_stands_alone_and_escapes_names(run: Run) -> None:
+    class_folders(Path("photos"))
+    shutil.copy("photos/a/0001.png", "photos/a/<b>&.png")
+    assert run("--output", "out") == (0, [])
+    page = Path("out/report.html").read_text()
+    assert "&lt;b&gt;&amp;.png" in page
+    assert "<b>&" not in page
+    assert "http" not in page
+    assert re.findall(r'(?:src|href)="(?!data:image/png;base64,)', page) == []
 
 
 def test_export_through_the_command_line(run: Run, tmp_path: Path) -> None:

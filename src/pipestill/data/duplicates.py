@@ -19,7 +19,9 @@ def exact_groups(digests: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
     words = np.ascontiguousarray(digests).view(np.uint64)
     order = np.lexsort(words.T)  # stable: equal digests keep the order of their indices
     change = np.flatnonzero((words[order][1:] != words[order][:-1]).any(axis=1)) + 1
-    groups = [group for group in np.split(order, change) if len(group) > 1]
+    starts, ends = np.array([0, *change]), np.array([*change, len(order)])
+    repeated = np.flatnonzero(ends - starts > 1)
+    groups = [order[starts[at] : ends[at]] for at in repeated]
     return sorted(groups, key=lambda group: int(group[0]))
 
 

@@ -26,6 +26,7 @@ from pipestill.sampling.pictures import grid, png_bytes
 Images = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 LISTED = 100  # of each kind of finding, in the report; counts are always of all
 SHEET_COLUMNS = 16
+PAIRS_SHOWN = 32
 SHEET_SIDE = 64  # larger images are shown this small on sheets
 SHEETS_TOTAL = 1024  # images on all sheets together, where classes are many
 
@@ -128,6 +129,17 @@ def contact_sheets(classes: tuple[str, ...], labels: NDArray[np.int64], images: 
     return sheets
 
 
+def nearest_pairs_sheet(report: dict[str, Any], names: list[str], images: Images) -> bytes:
+    """The nearest pairs side by side as a PNG, empty where there are none: is a near pair a repeat, or just alike?"""
+    listed = report["duplicates"]["near"]["files"][:PAIRS_SHOWN]
+    if not listed:
+        return b""
+    wanted = {pair[which] for pair in listed for which in ("first", "second")}
+    index = {name: number for number, name in enumerate(names) if name in wanted}
+    chosen = np.array([index[pair[which]] for pair in listed for which in ("first", "second")], dtype=np.int64)
+    return png_bytes(grid(_small(images(chosen)), columns=SHEET_COLUMNS))
+
+
 def _small(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if images.shape[1] <= SHEET_SIDE:
         return images
@@ -136,17 +148,31 @@ def _small(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.stack([np.asarray(image) for image in shrunk]).reshape(len(images), *size, images.shape[-1])
 
 
-def write_report(folder: Path, report: dict[str, Any], sheets: list[tuple[str, bytes]]) -> None:
-    """Writes `report.json` and `report.html` into a folder."""
+def write_report(
+    folder: Path,
+    report: dict[str, Any],
+    *,
+    classes: tuple[str, ...],
+    labels: NDArray[np.int64],
+    names: list[str],
+    images: Images,
+) -> None:
+    """Writes `report.json`, and `report.html` with contact sheets of the images that it is about."""
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    (folder / "report.html").write_text(render(report, sheets))
+    sheets = contact_sheets(classes, labels, images)
+    (folder / "report.html").write_text(render(report, sheets, nearest_pairs_sheet(report, names, images)))
 
 
-def render(report: dict[str, Any], sheets: list[tuple[str, bytes]]) -> str:
-    """The report as one HTML page with everything in it."""
+def render(report: dict[str, Any], sheets: list[tuple[str, bytes]], pairs: bytes) -> str:
+    """The report as one HTML page with everything in it; `sheets` and `pairs` are PNGs."""
     import jinja2
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    pictures = [(name, base64.b64encode(png).decode()) for name, png in sheets]
-    return environment.get_template("report.html.j2").render(report=report, sheets=pictures)
+    return environment.get_template("report.html.j2").render(
+        report=report, sheets=[(name, _base64(png)) for name, png in sheets], pairs=_base64(pairs)
+    )
+
+
+def _base64(png: bytes) -> str:
+    return base64.b64encode(png).decode()

@@ -208,10 +208,16 @@ def _require_enough(source: Source, kept: NDArray[np.int64], parts: NDArray[np.u
 def _write_report(
     folder: Path, report: dict[str, Any], source: Source, ingested: Ingested, kept: NDArray[np.int64]
 ) -> None:
-    from pipestill.data.validation import contact_sheets, write_report
+    from pipestill.data.validation import write_report
 
-    sheets = contact_sheets(source.classes, source.labels[kept], lambda indices: ingested.pixels[kept[indices]])
-    write_report(folder, report, sheets)
+    write_report(
+        folder,
+        report,
+        classes=source.classes,
+        labels=source.labels[kept],
+        names=[source.names[index] for index in kept],
+        images=lambda indices: ingested.pixels[kept[indices]],
+    )
 
 
 def _refusal(report: dict[str, Any], data: DataParams, page: Path) -> str:
