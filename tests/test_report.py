@@ -110,7 +110,9 @@ def test_leaders_are_unbeaten_at_their_number_of_evaluations() -> None:
         ("ten", {"evaluations": 10, "fd": 1.4, "intervals": {"fd": [1.3, 1.5]}}),
         ("worse", {"evaluations": 10, "fd": 1.7, "intervals": {"fd": [1.6, 1.8]}}),
         ("four", {"evaluations": 4, "fd": 9.0}),
-        ("unmeasured", {"evaluations": 4}),
+        ("also four", {"evaluations": 4, "fd": 9.5}),
+        ("alone", {"evaluations": 1, "fd": 40.0}),
+        ("unmeasured", {"evaluations": 1}),
     ]
     assert figures.leaders(runs, "fd") == {"far": "level", "ten": "best", "four": "best"}
 
@@ -131,10 +133,20 @@ def test_durations_read_in_the_unit_that_fits(seconds: float | None, text: str) 
     assert figures.duration(seconds) == text
 
 
-def test_a_column_shows_three_digits_of_its_small_values() -> None:
-    assert figures.decimals([0.92, 1.5, 2.2, 14.9]) == 2
-    assert figures.decimals([0.0002, 0.003]) == 4
-    assert figures.decimals([140.0, 300.0, None]) == 0
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        ([0.92, 1.5, None, 14.9], 2),
+        ([0.94, 153.9], 2),
+        ([7.7, 638.9], 1),
+        ([140.0, 300.0], 0),
+        ([0.42, 0.97], 3),
+        ([0.0002, 0.003], 4),
+        ([None, 0.0], 2),
+    ],
+)
+def test_a_column_has_as_many_decimals_as_its_values_need(values: list[float | None], places: int) -> None:
+    assert figures.decimals(values) == places
 
 
 # --- grids --------------------------------------------------------------------------------------------------------

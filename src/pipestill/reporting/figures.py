@@ -126,12 +126,14 @@ def excess_of(metrics: Metrics, extractor: str) -> float | None:
 
 
 def decimals(values: Iterable[float | None]) -> int:
-    """How many decimals a column needs so that its small values show three significant digits, four at most."""
-    sizes = sorted(abs(found) for found in values if found)
+    """Decimals for a column: three digits of its smallest value, or two where its largest would have more than four."""
+    sizes = [abs(found) for found in values if found]
     if not sizes:
         return 2
-    small = sizes[len(sizes) // 4]
-    return min(max(2 - math.floor(math.log10(small)), 0), 4)
+    smallest, largest = min(sizes), max(sizes)
+    two = 1 - math.floor(math.log10(smallest))
+    wanted = min(two + 1, 3 - max(math.floor(math.log10(largest)), 0))
+    return min(max(wanted, two, 0), 4)
 
 
 def fixed(number: float | None, places: int) -> str:
@@ -168,7 +170,7 @@ def leaders(runs: Sequence[tuple[str, Metrics]], key: str) -> dict[str, str]:
     """Which runs no other run beats with as few or fewer evaluations, lower values of `key` being better.
 
     'best' has the lowest value at its budget; 'level' has not, but its interval reaches that of the run that has.
-    Everything else is left out.
+    Everything else is left out, and so is a run without a rival at its budget.
     """
     marks: dict[str, str] = {}
     measured = [(name, metrics, value(metrics, key), value(metrics, "evaluations")) for name, metrics in runs]
@@ -180,6 +182,8 @@ def leaders(runs: Sequence[tuple[str, Metrics]], key: str) -> dict[str, str]:
             for _, other, theirs, spent in measured
             if theirs is not None and spent is not None and spent <= budget
         ]
+        if len(rivals) < 2:
+            continue
         lowest, best = min(rivals, key=lambda rival: rival[0])
         if own == lowest:
             marks[name] = "best"

@@ -276,12 +276,13 @@ def tiles(body: Mapping[str, Any]) -> list[Tile]:
 def _duel(comparison: Run) -> Duel:
     same, best = comparison["same_budget"], comparison["any_budget"]
     entries = [(comparison["run"], "student", comparison["distance"])]
-    if same is not None:
+    if same is not None and same != best:
         entries.append(
             (f"{same['run']}, the teacher's best at {comparison['evaluations']:g} or fewer", "rival", same["distance"])
         )
-    if best is not None and best != same:
-        entries.append((f"{best['run']}, the teacher's best", "best", best["distance"]))
+    if best is not None:
+        kind = "rival" if best == same else "best"
+        entries.append((f"{best['run']}, the teacher's best at any number", kind, best["distance"]))
     longest = max(distance for _, _, distance in entries) or 1.0
     bars = tuple(Bar(label, kind, figures.short(found), 100 * found / longest) for label, kind, found in entries)
     floor = comparison["floor"]
