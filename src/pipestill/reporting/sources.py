@@ -50,7 +50,7 @@ class Sources:
 
 
 def find(params: Params, places: Places, *, partial: bool = False) -> Sources:
-    """The artefacts of every teacher, student and run that the parameters name.
+    """The artefacts of every teacher, student and run that the parameters name, and the tuned ranges that runs use.
 
     Whatever else lies in the folders belongs to other parameters and is left alone. Raises InputError where one is
     missing or was made from others than those given; `partial` leaves such ones out instead and says so.
@@ -85,7 +85,10 @@ def find(params: Params, places: Places, *, partial: bool = False) -> Sources:
         raise InputError(problem)
     known["reference"] = {reference.manifest.payload: places.reference}
     models = gather("model", places.models, [*params.teachers, *params.distillation.students])
-    tuned = gather("tuned", places.tuned, params.tune) if places.tuned is not None else {}
+    used = {
+        run.sigmas.removeprefix("tuned/") for run in params.sampling.runs.values() if run.sigmas.startswith("tuned/")
+    }
+    tuned = gather("tuned", places.tuned, used) if places.tuned is not None else {}
     samples = gather("samples", places.samples, params.sampling.runs)
     evaluations = gather("evaluation", places.evaluations, samples)
     return Sources(
