@@ -104,6 +104,14 @@ class Command:
         return parent == self.process.pid
 
 
+def alive(pid: int) -> bool:
+    """Whether a process runs (one that has ended and waits to be collected does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def run(*arguments: object, runs: Path, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
     """Runs a command to its end: exit code and everything that it printed."""
     command = Command(*arguments, runs=runs, environment=environment)

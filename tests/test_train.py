@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import Command, payload, run, steps_logged, write_params
+from commands import Command, alive, payload, run, steps_logged, write_params
 from pipestill import cli
 
 UPDATES = 24
@@ -24,14 +24,6 @@ TINY = {
 def arguments(folder: Path, digits: Path, output: str, **changes: object) -> list[object]:
     params = write_params(folder / f"{output}.yaml", **(TINY | changes))
     return ["train", "--name", "teacher", "--dataset", digits, "--output", folder / output, "--params", params]
-
-
-def alive(pid: int) -> bool:
-    """Whether a process runs (one that has ended and waits to be collected does not)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +119,7 @@ def test_a_killed_rank_ends_the_others_within_ten_seconds(tmp_path: Path, digits
 def test_a_killed_launcher_takes_its_ranks_along(tmp_path: Path, digits: Path) -> None:
     long = TINY["teachers.teacher.training"] | {"iterations": 100_000}
     runs = tmp_path / "runs"
-    attempt = Command(
-        *arguments(tmp_path, digits, "m", **{"teachers.teacher.training": long}), "--ranks", 2, runs=runs
-    )
+    attempt = Command(*arguments(tmp_path, digits, "m", **{"teachers.teacher.training": long}), "--ranks", 2, runs=runs)
     assert attempt.wait_until(lambda: steps_logged(runs) >= 3)
     ranks = attempt.children()
     assert len(ranks) == 2
