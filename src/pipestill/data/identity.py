@@ -22,6 +22,7 @@ from pipestill.progress import Bar
 from pipestill.work import runs_root, write_atomic
 
 READERS = 8  # threads that read files for their digests
+TOGETHER = 128  # files that a thread takes at a time
 SETTLED = 2 * 10**9  # nanoseconds after which a changed file is sure to show another time
 
 
@@ -98,13 +99,20 @@ def _digest(path: Path) -> str:
 
 
 def _contents(files: dict[str, Path]) -> dict[str, str]:
+    """The digest of every file, by name."""
+
+    def digested(share: list[str]) -> list[str]:
+        return [_digest(files[name]) for name in share]
+
     bar = Bar("reading", len(files), unit="file", show=len(files) > 10_000)
     names = sorted(files)
     contents: dict[str, str] = {}
     with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(names), 4096):
-            some = names[start : start + 4096]
-            contents |= zip(some, pool.map(_digest, [files[name] for name in some]), strict=True)
+        for start in range(0, len(names), READERS * TOGETHER):
+            some = names[start : start + READERS * TOGETHER]
+            shares = [some[at : at + TOGETHER] for at in range(0, len(some), TOGETHER)]
+            for share, found in zip(shares, pool.map(digested, shares), strict=True):
+                contents |= zip(share, found, strict=True)
             bar.advance(len(some))
     bar.close()
     return contents

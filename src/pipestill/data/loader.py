@@ -121,8 +121,8 @@ class Loader:
         if self._images is None:
             images = torch.from_numpy(self._dataset.images(self._indices[chosen])).permute(0, 3, 1, 2)
         else:
-            images = self._images[index.to(self._images.device)]
-        labels = self._labels[index.to(self._labels.device)]
+            images = self._images.index_select(0, index.to(self._images.device))
+        labels = self._labels.index_select(0, index.to(self._labels.device))
         if self._pin and self._cache != "device":
             images, labels = images.contiguous().pin_memory(), labels.pin_memory()
         return images, labels, torch.from_numpy(stream)
