@@ -488,3 +488,37 @@ def test_a_stop_request_ends_with_its_exit_code(run: Run) -> None:
     assert "stopped by its time limit with its state saved" in lines[0]
     os.environ.pop("PIPESTILL_DEADLINE", None)
     assert run("--output", "out") == (0, [])
+
+
+def test_sigterm_saves_the_state_and_a_dead_worker_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipestill.data import ingest
+
+    class_folders(Path("photos"), each=320)
+    plain = ingest._Job.decode
+    test = os.getpid()
+
+    def fatal(job: Any, chunk: int) -> Any:
+        if chunk == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(job, chunk)
+
+    monkeypatch.setattr(ingest._Job, "decode", fatal)
+    code, lines = run("--output", "out")
+    assert code == 3
+    assert lines == [
+        "pipestill dataset: a decoding process was ended (out of memory?): start it again to go on",
+    ]
+
+    def told(job: Any, chunk: int) -> Any:
+        os.kill(test, signal.SIGTERM)
+        return plain(job, chunk)
+
+    monkeypatch.setattr(ingest._Job, "decode", told)
+    code, lines = run("--output", "out")
+    assert code == 75
+    assert lines == [
+        "pipestill dataset: stopped by SIGTERM with its state saved: start it again to go on",
+    ]
+    monkeypatch.setattr(ingest._Job, "decode", plain)
+    assert run("--output", "out") == (0, [])
+    assert (open_dataset(Path("out")).images(range(640)) == noise(640, 8, 3)).all()
