@@ -1,0 +1,211 @@
+"""Measure a run's images against the reference: distances, precision and recall, accuracy, diversity, memorisation.
+
+Every figure stands beside its protocol, and each distance beside the real-against-real floor at the same count; with
+several sampling seeds, figures are means over seeds with their 95% t-intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipestill import artifacts
+from pipestill.config import EvaluationParams, OperationParams
+from pipestill.errors import InputError
+from pipestill.progress import say
+from pipestill.stages.common import add_common, add_launch, load_params, ranks_of
+from pipestill.work import open_work, read_record, write_atomic
+
+if TYPE_CHECKING:
+    from pipestill.artifacts import Artifact
+    from pipestill.distributed import World
+    from pipestill.evaluation.reference import Reference
+    from pipestill.sampling.store import Samples
+    from pipestill.work import Work
+
+VERSION = 1
+METRICS, SEEDS = "metrics.json", "seeds.json"
+EXAMPLES = """\
+  pipestill evaluate --name student-4 --samples artifacts/samples/student-4 --reference artifacts/reference \\
+      --output artifacts/evaluations/student-4 --metrics metrics/student-4.json
+  pipestill evaluate --name mine --samples /tmp/samples --reference artifacts/reference --output /tmp/evaluation
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_common(parser, name="the run, for messages")
+    parser.add_argument("--samples", type=Path, required=True, metavar="DIR", help="samples artefact")
+    parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="reference artefact")
+    parser.add_argument("--metrics", type=Path, metavar="FILE", help="copy with timings, for people and DVC")
+    add_launch(parser)
+
+
+def ranks(options: argparse.Namespace) -> int:
+    return ranks_of(options, "evaluate")
+
+
+def main(options: argparse.Namespace) -> None:
+    params = load_params(options)
+    evaluate(
+        params.evaluation,
+        name=options.name,
+        samples=options.samples,
+        reference=options.reference,
+        output=options.output,
+        operation=params.operation,
+        metrics=options.metrics,
+    )
+
+
+def evaluate(
+    params: EvaluationParams,
+    *,
+    name: str,
+    samples: Path,
+    reference: Path,
+    output: Path,
+    operation: OperationParams,
+    metrics: Path | None = None,
+) -> Artifact | None:
+    """Measures a samples artefact; returns the evaluation artefact on the leader.
+
+    Raises InputError where samples and reference do not fit, and Stopped.
+    """
+    sampled = artifacts.read(samples, "samples")
+    inputs = {"samples": sampled.as_input, "reference": artifacts.read(reference, "reference").as_input}
+    from pipestill import distributed
+
+    with (
+        distributed.world(device=operation.device, threads=params.threads, timeout=operation.timeout) as world,
+        open_work(
+            kind="evaluation",
+            stage="evaluate",
+            version=VERSION,
+            parameters=params.plain(),
+            inputs=inputs,
+            output=output,
+            leader=world.leader,
+        ) as work,
+    ):
+        artifact = work.done
+        if world.broadcast(artifact is not None):
+            if world.leader:
+                say(f"{output} is there and verifies: nothing to do")
+        else:
+            from pipestill.evaluation.reference import open_reference
+            from pipestill.sampling.store import open_samples
+
+            artifact = _measure(params, name, open_samples(samples), open_reference(reference), work, world)
+        if artifact is not None and metrics is not None:
+            seconds = read_record("sample", sampled.manifest.key).get("seconds_per_image")
+            _write_metrics(metrics, artifact, seconds)
+        return artifact
+
+
+def check(samples: Samples, reference: Reference) -> None:
+    """Raises InputError, in one line, where the reference was made for other images than these."""
+    path, against = samples.artifact.path, reference.folder
+    height, width, channels = samples.index["shape"]
+    if (height, width, channels) != (reference.resolution, reference.resolution, reference.channels):
+        raise InputError(
+            f"{path} holds {height}x{width} images with {channels} channels, {against} was made from "
+            f"{reference.resolution}x{reference.resolution} with {reference.channels}: use the reference of this data"
+        )
+    labelled = bool((samples.labels >= 0).any())
+    if labelled and tuple(samples.index["classes"]) != reference.classes:
+        raise InputError(
+            f"{path} has {len(samples.index['classes'])} classes, {against} has {len(reference.classes)} or other "
+            "names: use the reference of this data"
+        )
+    protocol, count = reference.protocol, samples.images_per_seed
+    reference.floor(count)
+    if count < protocol.kid_subset_size or count <= protocol.neighbours:
+        raise InputError(
+            f"{path} has {count} images a seed, too few for subsets of {protocol.kid_subset_size} and "
+            f"{protocol.neighbours} neighbours: sample more, or lower reference.protocol.kid_subset_size"
+        )
+
+
+def _measure(
+    params: EvaluationParams, name: str, samples: Samples, reference: Reference, work: Work, world: World
+) -> Artifact | None:
+    check(samples, reference)
+    import torch
+    from torch import Tensor
+
+    from pipestill.evaluation import measure
+    from pipestill.evaluation.clock import Clock
+    from pipestill.evaluation.tables import extract
+
+    clock = Clock()
+
+    def images(first: int, last: int) -> Tensor:
+        return torch.from_numpy(samples.images(first, last)).permute(0, 3, 1, 2)
+
+    extractors = [reference.extractor(space, world.device) for space in reference.index.spaces]
+    tables = extract(work.state, "samples", extractors, images, samples.count, block=params.batch, world=world)
+    clock.mark("features_seconds")
+    if not world.leader:
+        return None
+
+    count, labels = samples.images_per_seed, torch.from_numpy(samples.labels)
+    by_seed = {}
+    for index, seed in enumerate(samples.seeds):
+        rows = slice(index * count, (index + 1) * count)
+        features = {space: table[rows] for space, table in tables.items()}
+        by_seed[str(seed)] = measure.measure(reference, features, labels[rows], device=world.device)
+    body = _figures(samples, reference, list(by_seed.values()))
+    clock.mark("metrics_seconds")
+
+    staging = work.staging()
+    (staging / METRICS).write_text(_json(body))
+    (staging / SEEDS).write_text(
+        _json({seed: {key: measure.rounded(value) for key, value in found.items()} for seed, found in by_seed.items()})
+    )
+    summary = {key: value for key, value in body.items() if key.startswith(("fd_", "class_accuracy", "diversity"))}
+    artifact = work.publish(staging, summary)
+    work.record(finished=True, images=samples.count, ranks=world.size, **clock.seconds)
+    say(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in summary.items()))
+    return artifact
+
+
+def _figures(samples: Samples, reference: Reference, repetitions: list[dict[str, float]]) -> dict[str, Any]:
+    """metrics.json: means over seeds, the floor beside each distance, what the run was, and the protocol in words."""
+    from pipestill.evaluation import measure
+
+    means, intervals = measure.summarise(repetitions)
+    floor = reference.floor(samples.images_per_seed)
+    beside = {}
+    for key, value in means.items():
+        if key.startswith("fd_"):
+            beside[f"floor_{key}"] = floor[key]
+            beside[f"excess_{key}"] = measure.rounded(value - floor[key])
+    protocol = measure.protocol_text(reference, means) | {"floor": floor["protocol"]["floor"]}
+    if intervals:
+        protocol["intervals"] = measure.INTERVAL.format("sampling seeds")
+    run = {
+        "evaluations": samples.index["evaluations"],
+        "guidance": samples.index["guidance"],
+        "images": samples.count,
+        "seeds": len(samples.seeds),
+    }
+    return {**means, **beside, **run, "intervals": intervals, "protocol": protocol}
+
+
+def _write_metrics(path: Path, artifact: Artifact, seconds_per_image: float | None) -> None:
+    """The copy for people: the artefact's figures and the seconds an image took, kept if they are known no more."""
+    body = json.loads(artifact.file(METRICS).read_text())
+    if seconds_per_image is None:
+        try:
+            before = json.loads(path.read_text())
+        except (OSError, ValueError):
+            before = {}
+        if before | {"seconds_per_image": None} == body | {"seconds_per_image": None}:
+            seconds_per_image = before["seconds_per_image"]
+    write_atomic(path, _json(body | {"seconds_per_image": seconds_per_image}))
+
+
+def _json(body: dict[str, Any]) -> str:
+    return json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
