@@ -131,7 +131,7 @@ def _stage(stage: Any, root: Path, cache: dict[str, Any]) -> Stage:
     """One DVC stage in plain terms."""
     from dvc.dependency import ParamsDependency
 
-    name, _, entry = stage.addressing.partition("@")
+    name, _, entry = stage.name.partition("@")
     inputs: dict[str, None] = {}
     parameters: dict[str, Any] = {}
     version = None
@@ -145,7 +145,7 @@ def _stage(stage: Any, root: Path, cache: dict[str, Any]) -> Stage:
             parameters |= {key: _value(body, key) for key in dependency.params}
     outputs = [_relative(out.fs_path, root) for out in stage.outs if not out.metric]
     if len(outputs) != 1:
-        raise InputError(f"dvc.yaml: stage {stage.addressing} must have one output folder, it has {outputs}")
+        raise InputError(f"dvc.yaml: stage {stage.name} must have one output folder, it has {outputs}")
     return Stage(
         name=name,
         entry=entry or None,

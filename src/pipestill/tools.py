@@ -32,7 +32,7 @@ def unrecorded(root: Path, addresses: Sequence[str]) -> list[str]:
     from dvc.repo import Repo
 
     with Repo(str(root)) as repo, repo.lock:
-        stages = {stage.addressing: stage for stage in repo.index.stages}
+        stages = {stage.name: stage for stage in repo.index.stages}
         return [address for address in addresses if stages[address].changed()]
 
 

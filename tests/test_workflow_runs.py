@@ -1,0 +1,212 @@
+"""The whole pipeline in miniature, three ways: equal digests, nothing redone, nothing stale signed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from workflow_project import Project, dvc_stages, make_project
+
+MINIATURE = "experiment=miniature"
+AFTER_STUDENT = {"distill@student-10", "sample@student-10", "evaluate@student-10", "report"}
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The miniature, run by Snakemake and committed with its lock and metrics; the tests leave it as it is."""
+    project = make_project(tmp_path_factory.mktemp("snakemake") / "project", MINIATURE)
+    project.snakemake()
+    project.commit("results")
+    return project
+
+
+def test_after_snakemake_dvc_has_recorded_everything(finished: Project) -> None:
+    assert finished.unfinished_for_dvc() == set()
+    said = finished.dvc("repro")
+    assert "Running stage" not in said
+    assert "up to date" in said
+    assert finished.planned() == {}
+    assert finished.git("status", "--porcelain") == ""
+
+
+def test_metrics_of_every_run_and_the_floor(finished: Project) -> None:
+    shown = json.loads(finished.dvc("metrics", "show", "--json"))[""]["data"]
+    assert set(shown) == {
+        f"metrics/{name}.json" for name in ("floor", "teacher-heun-79", "teacher-2m-4", "student-10", "student-4")
+    }
+    keys = {"fd_classifier", "fd_efficientnet_lite0", "class_accuracy", "diversity", "evaluations", "images"}
+    for name, entry in shown.items():
+        assert keys <= set(entry["data"]), name
+
+
+def test_dvc_repro_makes_the_same_and_leaves_nothing_to_do(finished: Project, tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project", MINIATURE)
+    project.pipestill("repro")
+    assert project.payloads() == finished.payloads()
+    project.pipestill("sync")
+    assert project.planned() == {}
+    said = project.by_hand()
+    assert said.count("nothing to do") == len(dvc_stages(project.root))
+    assert project.planned() == {}
+
+
+def test_by_hand_makes_the_same_and_leaves_nothing_to_do(finished: Project, tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project", MINIATURE)
+    project.by_hand()
+    assert project.payloads() == finished.payloads()
+    project.pipestill("record")
+    assert project.unfinished_for_dvc() == set()
+    project.pipestill("sync")
+    assert project.planned() == {}
+
+
+def test_a_clone_plans_everything_and_after_pull_and_sync_nothing(finished: Project, tmp_path: Path) -> None:
+    origin = finished.copy(tmp_path / "origin")
+    origin.dvc("remote", "add", "--default", "store", str(tmp_path / "store"))
+    origin.commit("where artefacts are kept")
+    origin.dvc("push", "--quiet")
+    origin.git("clone", "--quiet", str(origin.root), str(tmp_path / "clone"))
+    clone = Project(tmp_path / "clone")
+    assert clone.planned().keys() == dvc_stages(clone.root).keys()
+    clone.dvc("pull", "--quiet")
+    assert clone.payloads() == origin.payloads()
+    clone.pipestill("sync")
+    assert clone.planned() == {}
+    assert clone.unfinished_for_dvc() == set()
+
+
+def test_a_students_rate_reruns_that_student_and_what_follows(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    before = project.payloads()
+    old = json.loads((project.root / "metrics" / "student-10.json").read_text())
+    override = "distillation.students.student-10.generator_lr=0.01"
+    project.pipestill("config", MINIATURE, override)
+    assert project.planned().keys() == AFTER_STUDENT
+    project.git("checkout", "--", "params.yaml")
+    assert project.planned() == {}
+
+    said = project.dvc("exp", "run", "--set-param", override)
+    assert set(re.findall(r"Running stage '([^']+)'", said)) == AFTER_STUDENT
+    after = project.payloads()
+    assert {path for path in after if after[path] != before[path]} == {
+        *("artifacts/models/student-10", "artifacts/samples/student-10"),
+        *("artifacts/evaluations/student-10", "artifacts/report"),
+    }
+    project.pipestill("sync")
+    assert project.planned() == {}
+
+    new = json.loads((project.root / "metrics" / "student-10.json").read_text())
+    changes = json.loads(project.dvc("metrics", "diff", "--json"))
+    assert set(changes) == {"metrics/student-10.json"}
+    distance = changes["metrics/student-10.json"]["fd_efficientnet_lite0"]
+    assert (distance["old"], distance["new"]) == (old["fd_efficientnet_lite0"], new["fd_efficientnet_lite0"])
+    assert distance["old"] != distance["new"]
+
+
+def test_what_is_stale_is_neither_recorded_nor_accepted(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.pipestill("config", MINIATURE, "training.iterations=10")
+    project.by_hand("train@teacher")
+    said = project.pipestill("record")
+    assert re.search(r"^recorded 1: train@teacher$", said, re.MULTILINE)
+    assert "not recorded: distill@student-4: artifacts/models/student-4 was made from another model as its" in said
+    stale = set(dvc_stages(project.root)) - {"example@digits", "dataset", "reference", "train@teacher"}
+    direct = {address for address in stale if not address.startswith("evaluate")}
+    assert project.unfinished_for_dvc() >= direct - {"sample@student-10", "sample@student-4"}
+    said = project.pipestill("sync")
+    assert "left to run: evaluate@student-4: what it comes from has to run" in said
+    assert project.planned().keys() == stale
+
+
+def test_metrics_that_are_not_the_artefacts_are_not_recorded(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    path = project.root / "metrics" / "student-4.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"fd_classifier": 0.0}))
+    said = project.pipestill("record")
+    assert "not recorded: evaluate@student-4: metrics/student-4.json holds other figures" in said
+    assert project.unfinished_for_dvc() == {"evaluate@student-4"}
+    path.unlink()
+    assert "metrics/student-4.json is missing" in project.pipestill("record")
+
+
+def test_artefacts_of_other_parameters_are_not_signed_with_the_report(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    shutil.copytree(project.root / "artifacts/samples/student-4", project.root / "artifacts/samples/earlier")
+    said = project.pipestill("record")
+    assert "not recorded: report: artifacts/samples/earlier belong to no stage" in said
+    assert "artifacts/samples/earlier" in project.pipestill("doctor", "--quick")
+
+
+def test_what_finished_before_a_failure_is_recorded(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    project.pipestill("config", MINIATURE, "sampling.runs.student-4.seeds=[7]")
+    project.edit("dvc.yaml", "pipestill report --dataset", "false && pipestill report --dataset")
+    said = project.snakemake(code=1)
+    assert "recorded 2: sample@student-4 evaluate@student-4" in said
+    assert "not tried again" in said
+    assert project.unfinished_for_dvc() == {"report"}
+
+
+def test_recording_can_be_switched_off(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    overrides = ["sampling.runs.student-4.seeds=[8]", "operation.record=false"]
+    project.pipestill("config", MINIATURE, *overrides)
+    said = project.snakemake("artifacts/samples/student-4/manifest.json")
+    assert "recorded" not in said
+    assert "sample@student-4" in project.unfinished_for_dvc()
+
+
+def test_trace_leads_from_a_figure_to_the_images(finished: Project) -> None:
+    lines = finished.pipestill("trace", "--verify", "metrics/student-4.json").splitlines()
+    payloads = finished.payloads()
+    behind = [
+        "evaluations/student-4",
+        "samples/student-4",
+        "models/student-4",
+        "models/teacher",
+        "reference",
+        "dataset",
+    ]
+    for place in [*(f"artifacts/{name}" for name in behind), "data/digits"]:
+        assert any(payloads[place] in line and f" in {place}, " in line and "verified" in line for line in lines), place
+    assert not any("student-10" in line for line in lines)
+
+
+def test_trace_says_what_is_gone_changed_or_unknown(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    shutil.rmtree(project.root / "artifacts/models/teacher")
+    said = project.pipestill("trace", "artifacts/samples/student-4/grid.png")
+    teacher = finished.payloads()["artifacts/models/teacher"]
+    assert f"teacher: model {teacher} (not here: pull it" in said
+    curves = project.root / "artifacts/models/student-4/curves.csv"
+    curves.write_text(curves.read_text().replace("0", "1"))
+    said = project.pipestill("trace", "--verify", "artifacts/models/student-4", code=2)
+    assert "curves.csv differs from its manifest" in said
+    other = project.root / "metrics" / "other.json"
+    other.write_text('{"fd_classifier": 1.0}')
+    assert project.pipestill("trace", "metrics/other.json", code=2).count("\n") == 1
+    assert "does not exist" in project.pipestill("trace", "metrics/none.json", code=2)
+
+
+def test_doctor_names_what_stands_and_what_does_not(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    said = project.pipestill("doctor")
+    assert re.search(r"^ok    \d+ artefacts stand and verify$", said, re.MULTILINE)
+    assert "ok    DVC has recorded what stands" in said
+    assert {line[:6] for line in said.splitlines()} <= {"ok    ", "warn  "}
+
+    network = next((project.root / "artifacts/models/student-4/unet").glob("*.safetensors"))
+    content = bytearray(network.read_bytes())
+    content[-1] ^= 1
+    network.write_bytes(content)
+    project.edit("params.yaml", "title: Miniature", "title: Another")
+    said = project.pipestill("doctor", code=3)
+    assert re.search(r"^fail  distill@student-4: .*safetensors differs from its manifest", said, re.MULTILINE)
+    assert 'warn  report: artifacts/report was made with other parameters (title is "Another" now' in said
+    assert "with edits by hand" in said

@@ -1,0 +1,150 @@
+"""A copy of the project in a folder of its own, and the three ways to run it there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("Snakefile", "dvc.yaml", ".dvcignore", ".gitignore", "workflow", "cluster_profiles", "conf", "params.yaml")
+BY_HAND = """
+import json, sys
+from pipestill import cli
+sys.exit(max(cli.main(arguments) for arguments in json.loads(sys.argv[1])))
+"""
+
+
+class Project:
+    """A git checkout of the pipeline in a folder; every command runs there as a process of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def run(self, *command: str, code: int = 0, **environment: str) -> str:
+        """Output and errors of a command that must end with `code`."""
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PIPESTILL_", "DVC_"))}
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env=inherited | {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}"
+        return done.stdout
+
+    def git(self, *arguments: str) -> str:
+        identity = ("-c", "user.name=Test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
+        return self.run("git", *identity, *arguments)
+
+    def commit(self, message: str = "change") -> None:
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "--message", message)
+
+    def snakemake(self, *arguments: str, code: int = 0, **environment: str) -> str:
+        return self.run("snakemake", "--profile", "cluster_profiles/local", *arguments, code=code, **environment)
+
+    def dvc(self, *arguments: str, code: int = 0) -> str:
+        return self.run("dvc", *arguments, code=code)
+
+    def pipestill(self, *arguments: str, code: int = 0, **environment: str) -> str:
+        return self.run(sys.executable, "-m", "pipestill", *arguments, code=code, **environment)
+
+    def by_hand(self, *addresses: str) -> str:
+        """Runs the commands of dvc.yaml, all or those named, one after the other without either tool."""
+        stages = dvc_stages(self.root)
+        chosen = addresses or tuple(stages)
+        commands = [shlex.split(stages[address]["command"])[1:] for address in chosen]
+        return self.run(sys.executable, "-c", BY_HAND, json.dumps(commands))
+
+    def planned(self, *arguments: str) -> dict[str, dict[str, set[str] | str]]:
+        """The jobs that a dry run plans, by DVC's name for the stage: inputs, outputs and the stage's command."""
+        text = self.snakemake("--dry-run", "--printshellcmds", "--quiet", "host", *arguments)
+        jobs = {}
+        for block in re.split(r"^\[.*\]\n", text, flags=re.MULTILINE)[1:]:
+            fields = dict(re.findall(r"^    (\w+): (.*)$", block, flags=re.MULTILINE))
+            found = re.search(r"^(?:local)?rule (\w+):", block, flags=re.MULTILINE)
+            assert found, block
+            if found[1] == "all":
+                continue
+            entry = fields.get("wildcards", "").removeprefix("name=")
+            command = re.search(r"^Shell command: (.*)$", block, flags=re.MULTILINE)
+            assert command, block
+            jobs[f"{found[1]}@{entry}" if entry else found[1]] = {
+                "inputs": set(filter(None, fields.get("input", "").split(", "))),
+                "outputs": set(fields["output"].split(", ")),
+                "command": shlex.split(command[1])[-1],
+                "threads": fields.get("threads", "1"),
+            }
+        return jobs
+
+    def unfinished_for_dvc(self) -> set[str]:
+        """The stages that `dvc status` would run."""
+        status = json.loads(self.dvc("status", "--json"))
+        return {address.removeprefix("dvc.yaml:") for address in status}
+
+    def payloads(self) -> dict[str, str]:
+        """The payload digest of every artefact, by its folder."""
+        manifests = [*self.root.glob("data/*/manifest.json"), *self.root.glob("artifacts/**/manifest.json")]
+        return {
+            str(manifest.parent.relative_to(self.root)): json.loads(manifest.read_text())["payload"]
+            for manifest in manifests
+        }
+
+    def copy(self, to: Path) -> Project:
+        """The whole folder once more, times and caches included."""
+        shutil.copytree(self.root, to, symlinks=True)
+        return Project(to)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Replaces the only occurrence of a text in a file."""
+        text = (self.root / name).read_text()
+        assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {name}"
+        (self.root / name).write_text(text.replace(old, new))
+
+
+def make_project(root: Path, *overrides: str) -> Project:
+    """A fresh git checkout of the pipeline with the given parameters."""
+    root.mkdir(parents=True)
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, root / part)
+    shutil.copytree(ROOT / "src" / "pipestill" / "stages", root / "src/pipestill/stages")
+    (root / ".dvc").mkdir()
+    for name in ("config", ".gitignore"):
+        shutil.copy2(ROOT / ".dvc" / name, root / ".dvc" / name)
+    project = Project(root)
+    project.git("init", "--quiet", "--initial-branch", "main")
+    if overrides:
+        project.pipestill("config", "--force", *overrides)
+    project.commit("a fresh checkout")
+    return project
+
+
+def dvc_stages(root: Path) -> dict[str, dict[str, object]]:
+    """What DVC itself resolves dvc.yaml to: command, dependencies and outputs of each stage, metrics apart."""
+    from dvc.dependency import ParamsDependency
+    from dvc.repo import Repo
+
+    stages = {}
+    with Repo(str(root)) as repo:
+        for stage in repo.index.stages:
+            files = [dep for dep in stage.deps if not isinstance(dep, ParamsDependency)]
+            stages[stage.name] = {
+                "command": stage.cmd,
+                "dependencies": {os.path.relpath(dep.fs_path, root) for dep in files},
+                "outputs": {os.path.relpath(out.fs_path, root) for out in stage.outs if not out.metric},
+            }
+    return stages
