@@ -53,6 +53,21 @@ def test_efficientnet_is_the_packages_block_10(network: Extractor, channels: int
     torch.testing.assert_close(features, by_the_package(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 8), (9, 9), (8, 5)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (5, 2), (5, 1)])
+def test_same_padding_is_tensorflows(height: int, width: int, kernel: int, stride: int) -> None:
+    from efficientnet_lite_pytorch.utils import Conv2dDynamicSamePadding
+
+    convolution = Conv2dDynamicSamePadding(3, 4, kernel, stride=stride, bias=False)
+    norm = torch.nn.BatchNorm2d(4, eps=0.1).eval()
+    with torch.no_grad():
+        for tensor in (convolution.weight, norm.weight, norm.bias, norm.running_mean):
+            tensor.copy_(torch.from_numpy(np.random.RandomState(0).randn(*tensor.shape)))
+        x = torch.from_numpy(np.random.RandomState(1).randn(2, 3, height, width)).float()
+        ours = extractors._SamePad(convolution, norm)(x)
+        torch.testing.assert_close(ours, norm(convolution(x)), rtol=1e-5, atol=1e-5)
+
+
 def test_blocks_do_not_change_features(network: Extractor) -> None:
     images = pictures(extractors.CPU_BATCH + 3, 1, 8)
     whole = network(images)
