@@ -46,7 +46,10 @@ def main():
     if sys.version_info[:2] < NEEDED:
         newer = next(filter(None, map(shutil.which, OTHERS)), None)
         if newer is None:
-            fail("python3 is %d.%d, and 3.11 or newer is needed: install one, or say make PYTHON=..." % sys.version_info[:2])
+            fail(
+                "python3 is %d.%d, and 3.11 or newer is needed: install one, or say make PYTHON=..."
+                % sys.version_info[:2]
+            )
         os.execv(newer, [newer, os.path.abspath(__file__)])
     if is_made():
         return

@@ -25,7 +25,7 @@ _PLACES = {
     "load_model": ("pipestill.networks.model", "load_model"),
     "open_samples": ("pipestill.sampling.store", "open_samples"),
 }
-__all__ = ["__version__", *_PLACES]  # noqa: PLE0604
+__all__ = ["__version__", *_PLACES]
 
 
 def __getattr__(name: str) -> Any:

@@ -450,7 +450,7 @@ def nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f" (there are: {', '.join(map(str, known)) or 'none'})"
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML 1.2's floats: 1e-4 is a number (PyYAML alone reads it as text)."""
 
 
@@ -545,7 +545,7 @@ def _names_at(section: type[Section], location: list[str]) -> list[str]:
 
 
 def _mapping_value(annotation: Any) -> Any:
-    arguments = getattr(annotation, "__args__", ())
+    arguments: tuple[Any, ...] = getattr(annotation, "__args__", ())
     return arguments[1] if getattr(annotation, "__origin__", None) is dict else None
 
 

@@ -19,7 +19,7 @@ def decay_at(params: EmaParams, *, seen: int, batch: int) -> float:
     half_life = float(params.half_life)
     if params.ramp_up > 0:
         half_life = min(half_life, seen * params.ramp_up)
-    return 0.5 ** (batch / max(half_life, 1e-8))
+    return float(0.5 ** (batch / max(half_life, 1e-8)))
 
 
 class Ema:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipestill import counter
 from pipestill.config import TrainingParams
-from pipestill.data.loader import Batch, Loader
+from pipestill.data.loader import Batch, Cache, Loader
 from pipestill.data.store import Dataset
 from pipestill.diffusion.denoiser import EDM
 from pipestill.distributed import World
@@ -31,7 +31,7 @@ class TeacherTraining:
     """
 
     def __init__(
-        self, denoiser: EDM, card: ModelCard, dataset: Dataset, params: TrainingParams, world: World, cache: str
+        self, denoiser: EDM, card: ModelCard, dataset: Dataset, params: TrainingParams, world: World, cache: Cache
     ) -> None:
         if params.batch % (world.size * params.accumulation):
             raise InputError(
