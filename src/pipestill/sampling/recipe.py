@@ -57,6 +57,7 @@ class Recipe:
         without = labels == UNCONDITIONAL
         return condition.dropped(without.to(device)) if bool(without.any()) else condition
 
+    @torch.inference_mode()
     def sample(self, denoise: Denoise, *, seed: int, items: Tensor, labels: Tensor, device: torch.device) -> Tensor:
         """x0 [N, C, H, W] float32 of items [N] with labels [N] (both on the host)."""
         return sample_items(
