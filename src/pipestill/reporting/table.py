@@ -17,21 +17,26 @@ def results_table(folder: Path) -> str:
 
     Raises InputError where the folder holds no metrics or a file cannot be read.
     """
+    return _render(columns(folder))
+
+
+def columns(folder: Path) -> list[tuple[str, list[str]]]:
+    """The table's columns, each its head and its cells, one cell a run; the first names the runs."""
     runs = {file.stem: _read(file) for file in sorted(folder.glob("*.json"))}
     if not runs:
         raise InputError(f"{folder} holds no metrics (*.json): run pipestill evaluate with --metrics first")
     spaces = figures.extractors(runs.values())
     order = sorted(runs, key=lambda name: _place(name, runs[name], spaces))
-    columns = [("", [_title(name) for name in order])]
-    columns.append(("evaluations", [_whole(runs[name].get("evaluations")) for name in order]))
+    made = [("", [_title(name) for name in order])]
+    made.append(("evaluations", [_whole(runs[name].get("evaluations")) for name in order]))
     if any(runs[name].get("guidance", 1) != 1 for name in order if name != FLOOR):
-        columns.append(("guidance", [figures.short(figures.value(runs[name], "guidance"), 2) for name in order]))
+        made.append(("guidance", [figures.short(figures.value(runs[name], "guidance"), 2) for name in order]))
     wanted = [*(f"fd_{space}" for space in spaces), "class_accuracy", "diversity"]
     found = [key for key in wanted if any(key in metrics for metrics in runs.values())]
-    columns += [(key, _column(runs, order, key)) for key in found]
+    made += [(key, _column(runs, order, key)) for key in found]
     times = [figures.duration(figures.value(runs[name], "seconds_per_image") or None) for name in order]
-    columns.append(("an image", times))
-    return _render(columns)
+    made.append(("an image", times))
+    return made
 
 
 def _read(file: Path) -> dict[str, Any]:
