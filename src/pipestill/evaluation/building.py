@@ -40,6 +40,8 @@ from pipestill.evaluation.tables import extract, table_path
 from pipestill.progress import Bar
 from pipestill.work import write_atomic
 
+HELD_BYTES = 1 << 30  # images that the classifier's training holds in memory
+
 
 def check(params: ReferenceParams, data: Dataset) -> None:
     """Raises InputError, in one line, where the data is too small for what the parameters ask or has no labels."""
@@ -86,7 +88,7 @@ def train_classifier(params: ReferenceParams, data: Dataset, state: Path, world:
         bar = Bar("classifier", params.classifier.iterations, unit="updates")
         network = classifier.train(
             params.classifier,
-            images_of(data, "train", 0, len(train)),
+            _TrainImages(data),
             torch.from_numpy(data.labels[train]),
             len(data.classes),
             device=world.device,
@@ -98,6 +100,24 @@ def train_classifier(params: ReferenceParams, data: Dataset, state: Path, world:
     network = Classifier(params.classifier, data.channels, len(data.classes))
     network.load_state_dict(load_file(path))
     return network.requires_grad_(False).eval()
+
+
+class _TrainImages:
+    """The train part by position: held in memory where it is small, read as it is asked for where it is not."""
+
+    def __init__(self, data: Dataset) -> None:
+        self._data, self._count = data, len(data.split["train"])
+        small = self._count * data.layout.image_bytes <= HELD_BYTES
+        self._held = images_of(data, "train", 0, self._count) if small else None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        if self._held is not None:
+            return self._held[positions]
+        indices = self._data.split["train"][positions.numpy()]
+        return torch.from_numpy(self._data.images(indices)).permute(0, 3, 1, 2)
 
 
 def make_extractors(params: ReferenceParams, judge: Classifier | None, world: World) -> list[Extractor]:

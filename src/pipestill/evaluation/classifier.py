@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -65,9 +66,17 @@ class Classifier(nn.Module):
         return self.last(self.features(images))  # type: ignore[no-any-return]
 
 
+class Images(Protocol):
+    """Images by position: a uint8 tensor [n, C, H, W], or what reads like one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, positions: Tensor) -> Tensor: ...
+
+
 def train(
     params: ClassifierParams,
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     classes: int,
     *,
@@ -78,7 +87,8 @@ def train(
 
     AdamW with a cosine schedule; each batch is a slice of a permutation that is a function of (seed, epoch).
     """
-    network = Classifier(params, images.shape[1], classes).to(device)
+    channels = images[torch.tensor([0])].shape[1]
+    network = Classifier(params, channels, classes).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=params.learning_rate, weight_decay=0.01, foreach=True)
     count, batch = len(images), min(params.batch, len(images))
     per_epoch = count // batch

@@ -17,6 +17,7 @@ from torch import Tensor
 from pipestill.errors import Stopped
 from pipestill.evaluation.extractors import Extractor
 from pipestill.progress import Bar
+from pipestill.work import write_atomic
 
 if TYPE_CHECKING:
     from pipestill.distributed import World
@@ -97,11 +98,16 @@ def _mark(folder: Path, label: str, rank: int, index: int) -> None:
 
 
 def _finished(folder: Path, label: str, tables: Sequence[Path]) -> set[int]:
-    """The blocks that earlier attempts finished; a line cut off by a kill does not count."""
-    logs = list(folder.glob(f"{label}.done-*"))
-    if not all(table.exists() for table in tables):
-        for log in logs:
-            log.unlink()
-        return set()
+    """The blocks that earlier attempts finished; their marks are gathered in one file, for new ones to be added to.
+
+    A line cut off by a power cut does not count, and must not join the next mark to another number.
+    """
+    logs = sorted(folder.glob(f"{label}.done-*"))
     lines = [line for log in logs for line in log.read_text().splitlines(keepends=True)]
-    return {int(line) for line in lines if line.endswith("\n")}
+    whole = all(table.exists() for table in tables)
+    done = {int(line) for line in lines if line.endswith("\n")} if whole else set[int]()
+    write_atomic(folder / f"{label}.done-0", "".join(f"{index}\n" for index in sorted(done)))
+    for log in logs:
+        if log.name != f"{label}.done-0":
+            log.unlink()
+    return done
