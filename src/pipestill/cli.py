@@ -10,6 +10,8 @@ import argparse
 import errno
 import importlib
 import os
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -71,10 +73,15 @@ def _guarded(name: str, arguments: list[str]) -> tuple[int, str]:
         package = "stages" if name in _stages() else "commands"
         module = importlib.import_module(f"pipestill.{package}.{name}")
         parser = _parser(name, module)
-        return run(module, parser, arguments)
+        outcome = run(module, parser, arguments)
+        sys.stdout.flush()
+        return outcome
     except PipestillError as error:
         return error.exit_code, str(error)
     except OSError as error:
+        if error.errno == errno.EPIPE and _reader_left():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there
+            return 128 + signal.SIGPIPE, ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             where = f" ({error.filename})" if error.filename else ""
             return SurroundingsError.exit_code, f"{error.strerror}{where}: free some space or mend it, then go on"
@@ -87,6 +94,13 @@ def _guarded(name: str, arguments: list[str]) -> tuple[int, str]:
             return SurroundingsError.exit_code, "lost another rank; its state is kept, start it again"
         traceback.print_exc()
         return 1, f"{type(error).__name__}: {error}"
+
+
+def _reader_left() -> bool:
+    """Whether whoever read the standard output has closed it, as `| head` does."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _stages() -> tuple[str, ...]:
