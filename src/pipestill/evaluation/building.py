@@ -54,6 +54,10 @@ def check(params: ReferenceParams, data: Dataset) -> None:
             f"{path} has no labels, so there is no classifier to measure with: "
             "take classifier out of reference.protocol.extractors"
         )
+    if not params.floor.counts:
+        raise InputError(
+            "reference.floor.counts is empty: give the numbers of images that are measured, as in sampling.runs"
+        )
     largest = max(params.floor.counts)
     if largest > sizes["train"]:
         raise InputError(
