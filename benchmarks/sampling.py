@@ -101,8 +101,9 @@ def sampled(denoiser: Any, recipe: Recipe) -> Any:
 
 def beside_diffusers(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Images a second of both, the ratio, and how far their images are apart."""
-    images, batch, steps = options.images, options.batch, options.steps
+    batch, steps = options.batch, options.steps
     denoiser, recipe = build(name, steps)
+    images = max(batch, options.images * 8 // recipe.card.resolution)
     own = DenoiserParams()
     pipeline = Pipeline(
         denoiser.network, EDMEulerScheduler(own.sigma_min, own.sigma_max, own.sigma_data, final_sigmas_type="zero")
@@ -197,7 +198,7 @@ def as_rank(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=1024, help="of 8x8; fewer of larger ones")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)

@@ -646,6 +646,12 @@ def test_a_tuned_range_must_be_of_this_model(tmp_path: Path, teacher: Path) -> N
         sample(run, name="a", model=teacher, sigmas=tmp_path / "tuned", output=tmp_path / "a", operation=CPU)
 
 
+def test_a_models_own_range_is_the_models(tmp_path: Path, teacher: Path, student: Path) -> None:
+    with pytest.raises(InputError, match="is not --model"):
+        sample(run_params(), name="a", model=teacher, sigmas=student, output=tmp_path / "a", operation=CPU)
+    assert sample(run_params(), name="a", model=teacher, sigmas=teacher, output=tmp_path / "a", operation=CPU)
+
+
 def test_the_world_of_one_hands_out_each_number_once() -> None:
     with distributed.world(device="cpu") as world:
         numbers = world.counter("a")

@@ -88,6 +88,8 @@ def sample(
     if run.sigmas.startswith("tuned/"):
         tuned = _tuned_for(source, run, sigmas)
         inputs["sigmas"] = tuned.as_input
+    elif sigmas is not None and artifacts.read(sigmas, "model").as_input != source.as_input:
+        raise InputError(f"sigmas={run.sigmas} is the model's own range, but --sigmas {sigmas} is not --model {model}")
     if run.plan == "data":
         if dataset is None:
             raise InputError("plan=data takes the classes' shares from a dataset: give --dataset")
