@@ -195,10 +195,11 @@ def write_payload(
     index = _with_real_figures(Reference(staging, index), world)
     (staging / INDEX).write_text(index.to_json())
     reference = Reference(staging, index)
-    floors = {
-        str(count): measure.floor(reference, count, params.floor.draws, world.device) for count in params.floor.counts
-    }
-    (staging / FLOOR).write_text(json.dumps(floors, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    floors = {}
+    for count in params.floor.counts:
+        found = measure.floor(reference, count, params.floor.draws, world.device)
+        floors[str(count)] = json.loads(json.dumps(found, sort_keys=True))  # figures by name, counts as they were given
+    (staging / FLOOR).write_text(json.dumps(floors, indent=1, ensure_ascii=False) + "\n")
     return reference
 
 

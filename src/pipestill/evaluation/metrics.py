@@ -103,10 +103,13 @@ def diversity(generated: Sequence[float | None], real: Sequence[float | None]) -
 
 
 def inception_score(logits: Tensor, *, splits: int, seed: int) -> float:
-    """Inception Score (Salimans et al. 2016) of logits without bias, by torch-fidelity's function."""
+    """Inception Score (Salimans et al. 2016) of logits without bias, by torch-fidelity's function.
+
+    Of fewer images than `splits`, each is a split of its own (an empty one would have no score).
+    """
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
-    return float(isc_features_to_metric(logits.cpu(), splits, True, seed)[KEY_METRIC_ISC_MEAN])
+    return float(isc_features_to_metric(logits.cpu(), min(splits, len(logits)), True, seed)[KEY_METRIC_ISC_MEAN])
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
