@@ -197,8 +197,10 @@ def write_payload(
     reference = Reference(staging, index)
     floors = {}
     for count in params.floor.counts:
-        found = measure.floor(reference, count, params.floor.draws, world.device)
-        floors[str(count)] = json.loads(json.dumps(found, sort_keys=True))  # figures by name, counts as they were given
+        figures = measure.floor(reference, count, params.floor.draws, world.device)
+        floors[str(count)] = json.loads(
+            json.dumps(figures, sort_keys=True)
+        )  # figures by name, counts as they were given
     (staging / FLOOR).write_text(json.dumps(floors, indent=1, ensure_ascii=False) + "\n")
     return reference
 
