@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import pytest
 from workflow_project import Project, dvc_stages, make_project
 
 MINIATURE = "experiment=miniature"
+RATE = "distillation.students.student-10.generator_lr=0.01"
 AFTER_STUDENT = {"distill@student-10", "sample@student-10", "evaluate@student-10", "report"}
 
 pytestmark = pytest.mark.timeout(1200)
@@ -26,6 +28,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+def plotted(text: str) -> dict[str, list[dict[str, str]]]:
+    """The rows of each of DVC's plots, from its JSON; none may have failed to load."""
+    body = json.loads(text)
+    assert not body.get("errors")
+    return {name: plots[0]["content"]["data"]["values"] for name, plots in body["data"].items()}
+
+
 def test_after_snakemake_dvc_has_recorded_everything(finished: Project) -> None:
     assert finished.unfinished_for_dvc() == set()
     said = finished.dvc("repro")
@@ -37,12 +46,27 @@ def test_after_snakemake_dvc_has_recorded_everything(finished: Project) -> None:
 
 def test_metrics_of_every_run_and_the_floor(finished: Project) -> None:
     shown = json.loads(finished.dvc("metrics", "show", "--json"))[""]["data"]
-    assert set(shown) == {
-        f"metrics/{name}.json" for name in ("floor", "teacher-heun-79", "teacher-2m-4", "student-10", "student-4")
-    }
+    assert set(shown) == {f"metrics/{name}.json" for name in ("floor", "teacher-2m-4", "student-10", "student-4")}
     keys = {"fd_classifier", "fd_efficientnet_lite0", "class_accuracy", "diversity", "evaluations", "images"}
     for name, entry in shown.items():
         assert keys <= set(entry["data"]), name
+
+
+def test_plots_show_every_models_curves_and_every_runs_distance(finished: Project) -> None:
+    shown = plotted(finished.dvc("plots", "show", "--json"))
+    models = {"loss": ["teacher"], "fake_score_loss": ["student-10", "student-4"]}
+    models["validation_distance"] = models["fake_score_loss"]
+    names = [f"artifacts/report/plots/{curve}/{name}.csv" for curve, found in models.items() for name in found]
+    assert shown.keys() == {"distance of each run", *names}
+    for name in names:
+        curve, model = Path(name).parts[-2:]
+        with (finished.root / "artifacts/models" / model.removesuffix(".csv") / "curves.csv").open() as file:
+            expected = [(row["step"], row[curve]) for row in csv.DictReader(file) if row[curve]]
+        assert [(row["step"], row[curve]) for row in shown[name]] == expected
+    for row in shown["distance of each run"]:
+        metrics = json.loads((finished.root / "metrics" / f"{row['run']}.json").read_text())
+        assert float(row["fd_efficientnet_lite0"]) == pytest.approx(metrics["fd_efficientnet_lite0"], rel=1e-5)
+    assert len(shown["distance of each run"]) == 3
 
 
 def test_dvc_repro_makes_the_same_and_leaves_nothing_to_do(finished: Project, tmp_path: Path) -> None:
@@ -54,6 +78,8 @@ def test_dvc_repro_makes_the_same_and_leaves_nothing_to_do(finished: Project, tm
     said = project.by_hand()
     assert said.count("nothing to do") == len(dvc_stages(project.root))
     assert project.planned() == {}
+    project.pipestill("config", MINIATURE, RATE)
+    assert project.planned().keys() == AFTER_STUDENT, "without sync Snakemake has no record of parameters"
 
 
 def test_by_hand_makes_the_same_and_leaves_nothing_to_do(finished: Project, tmp_path: Path) -> None:
@@ -85,13 +111,12 @@ def test_a_students_rate_reruns_that_student_and_what_follows(finished: Project,
     project = finished.copy(tmp_path / "project")
     before = project.payloads()
     old = json.loads((project.root / "metrics" / "student-10.json").read_text())
-    override = "distillation.students.student-10.generator_lr=0.01"
-    project.pipestill("config", MINIATURE, override)
+    project.pipestill("config", MINIATURE, RATE)
     assert project.planned().keys() == AFTER_STUDENT
     project.git("checkout", "--", "params.yaml")
     assert project.planned() == {}
 
-    said = project.dvc("exp", "run", "--set-param", override)
+    said = project.dvc("exp", "run", "--set-param", RATE)
     assert set(re.findall(r"Running stage '([^']+)'", said)) == AFTER_STUDENT
     after = project.payloads()
     assert {path for path in after if after[path] != before[path]} == {
@@ -107,6 +132,8 @@ def test_a_students_rate_reruns_that_student_and_what_follows(finished: Project,
     distance = changes["metrics/student-10.json"]["fd_efficientnet_lite0"]
     assert (distance["old"], distance["new"]) == (old["fd_efficientnet_lite0"], new["fd_efficientnet_lite0"])
     assert distance["old"] != distance["new"]
+    rows = plotted(project.dvc("plots", "diff", "--json"))["artifacts/report/plots/validation_distance/student-10.csv"]
+    assert {row["rev"] for row in rows} == {"HEAD", "workspace"}
 
 
 def test_what_is_stale_is_neither_recorded_nor_accepted(finished: Project, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipestill.reporting.page import Timings
     from pipestill.reporting.sources import Places, Sources
 
-VERSION = 1
+VERSION = 2
 PAGE = "index.html"
 EXAMPLES = """\
   pipestill report --evaluations artifacts/evaluations --samples artifacts/samples --models artifacts/models \\
@@ -98,14 +98,14 @@ def report(
 
         from pipestill import digests
         from pipestill.data.store import open_dataset
-        from pipestill.reporting import gather, grids, page
+        from pipestill.reporting import gather, grids, page, tables
 
         dataset = open_dataset(places.dataset)
         body = gather.gather(sources, dataset, params.report)
         body["grids"], files = grids.make_grids(sources, dataset, params.report)
         files |= {f"charts/distance-{space}.svg": text.encode() for space, text in page.chart_files(body).items()}
         staging = work.staging()
-        for name, content in files.items():
+        for name, content in (files | tables.plot_files(body)).items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).write_bytes(content)
         (staging / "report.json").write_text(digests.canonical_json(body) + "\n")
