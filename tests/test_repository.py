@@ -1,0 +1,176 @@
+"""The repository as a whole: linters, links, the README's results, and what no tracked file may name."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipestill import config
+from workflow_project import make_project
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+# In parts, so that this file does not name what it forbids.
+MACHINE = [f"/{folder}/" for folder in ("work", "root")]
+REGISTRIES = [f"{name}.{domain}" for name, domain in (("pypi", "org"), ("pythonhosted", "org"), ("npmjs", "org"))]
+REGISTRIES += ["-".join(words) for words in (("index", "url"), ("find", "links"))]
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import results  # noqa: E402
+
+
+def git(*arguments: str) -> bytes:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True).stdout
+
+
+needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ruff check",
+        "ruff format --check",
+        "mypy",
+        "snakefmt --check Snakefile workflow",
+        "snakemake --lint",
+    ],
+)
+def test_linters_find_nothing(command: str) -> None:
+    program, *arguments = command.split()
+    done = subprocess.run([BIN / program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def forbidden(text: str) -> list[str]:
+    """What of a text names a machine of one's own or a package registry."""
+    found = [path for path in MACHINE if re.search(rf"(?<![\w.}}/-]){re.escape(path)}", text)]
+    return found + [name for name in REGISTRIES if name in text]
+
+
+@needs_git
+def test_no_tracked_file_names_a_machine_or_a_registry() -> None:
+    found = {}
+    for name in git("ls-files", "-z").decode().split("\0"):
+        path = ROOT / name
+        if name and path.is_file() and (names := forbidden(path.read_bytes().decode(errors="ignore"))):
+            found[name] = names
+    assert found == {}
+
+
+def test_the_search_finds_what_it_is_for() -> None:
+    for path in MACHINE:
+        assert forbidden(f"cd {path}main") == [path]
+        assert forbidden(f'"{path}main"') == [path]
+        assert forbidden(f"shared{path}main") == []
+    assert forbidden("see files." + REGISTRIES[1]) == [REGISTRIES[1]]
+    assert forbidden("pip install --" + REGISTRIES[3] + " x") == [REGISTRIES[3]]
+    assert forbidden('tmp_path / "work" / "root"') == []
+
+
+def links(page: Path) -> list[str]:
+    """Targets of a page's links and pictures that lie in the repository; code is no link."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [target for target in targets if "://" not in target]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_resolve(page: Path) -> None:
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+def test_every_page_is_in_the_index() -> None:
+    listed = {(ROOT / "docs" / target).resolve() for target in links(ROOT / "docs" / "README.md")}
+    assert listed == {page for page in ROOT.glob("docs/**/*.md") if page.name != "README.md"}
+
+
+def test_the_readme_tells_of_every_stage() -> None:
+    from pipestill import cli
+
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
+    assert tuple(rows) == cli._stages()
+
+
+def test_the_readmes_commands_parse(tmp_path: Path) -> None:
+    """Its own images, from the check of a folder to the plan; its Python names what there is."""
+    from PIL import Image
+
+    import pipestill
+
+    text = (ROOT / "README.md").read_text()
+    blocks = "\n".join(re.findall(r"^```\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
+    commands = re.findall(r"^(pipestill|snakemake) (.*)$", blocks, flags=re.MULTILINE)
+    assert [program for program, _ in commands] == ["pipestill", "pipestill", "snakemake", "snakemake"]
+    project = make_project(tmp_path / "project")
+    for label in ("cats", "dogs"):
+        for number in range(8):
+            file = project.root / "photos" / label / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shade = 10 * number + 100 * (label == "dogs")
+            Image.new("RGB", (40, 36), (shade, 255 - shade, number)).save(file)
+    for program, arguments in commands[:3]:
+        project.run(program, *arguments.split())
+    assert (project.root / "photos-report" / "report.html").exists()
+    assert config.load(project.root / "params.yaml").data.path == "photos"
+    assert {"dataset", "train@teacher", "report"} <= project.planned().keys()
+    for name in re.findall(r"pipestill\.(\w+)\(", text):
+        assert name in pipestill.__all__
+
+
+def test_the_readme_holds_the_committed_results(tmp_path: Path) -> None:
+    """Those that git has, whatever a run has written since."""
+    folder = ROOT / "metrics"
+    if (ROOT / ".git").exists():
+        folder = tmp_path / "metrics"
+        folder.mkdir()
+        for name in git("ls-files", "-z", "metrics").decode().split("\0"):
+            if name:
+                (folder / Path(name).name).write_bytes(git("show", f":{name}"))
+    text = (ROOT / "README.md").read_text()
+    assert results.filled(text, results.results(folder)) == text, "run python scripts/results.py"
+
+
+def test_results_are_written_between_the_marks_and_nowhere_else(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics"
+    metrics.mkdir()
+    (metrics / "floor.json").write_text('{"fd_classifier": 1.5, "images": 40}')
+    (metrics / "few.json").write_text('{"fd_classifier": 3.25, "evaluations": 4, "seconds_per_image": 0.002}')
+    (metrics / "many.json").write_text('{"fd_classifier": 2.5, "evaluations": 79}')
+    page = tmp_path / "README.md"
+    page.write_text(f"before\n{results.BEFORE}\nold\n{results.AFTER}\nafter\n")
+    command = [sys.executable, ROOT / "scripts" / "results.py", "--metrics", metrics, "--readme", page]
+    assert subprocess.run([*command, "--check"], capture_output=True, check=False).returncode == 1
+    subprocess.run(command, check=True, capture_output=True)
+    assert page.read_text().splitlines() == [
+        "before",
+        results.BEFORE,
+        "| run | evaluations | distance, classifier features | time an image |",
+        "| --- | ---: | ---: | ---: |",
+        "| real against real | – | 1.50 | – |",
+        "| many | 79 | 2.50 | – |",
+        "| few | 4 | 3.25 | 2.00 ms |",
+        results.AFTER,
+        "after",
+    ]
+    assert subprocess.run([*command, "--check"], capture_output=True, check=False).returncode == 0
+    shutil.rmtree(metrics)
+    metrics.mkdir()
+    assert results.results(metrics) == results.NONE
