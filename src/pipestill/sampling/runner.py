@@ -71,10 +71,10 @@ def run_blocks(
                 taken = index + 1
         world.barrier()
         seconds = time.monotonic() - started
-        bar.advance(sum(block.count for block in pending[taken:]))
+        done = world.broadcast(_finished(folder))
+        bar.advance(sum(block.count for block in pending[taken:] if block.name in done))
     finally:
         bar.close()
-    done = world.broadcast(_finished(folder))
     missing = sum(block.count for block in blocks if block.name not in done)
     if missing and any(world.gather(world.stop.requested())):
         raise Stopped(
