@@ -9,7 +9,7 @@ of PNGs, which is how its command takes images. In `one process`, torch-fidelity
 (`--save-cpu-ram`); in `two cores`, it has its four decoding workers and ours two ranks. Ours always computes KID,
 precision, recall and nearest training images too; torch-fidelity the distance alone (`--fid`), or, in `all figures`,
 KID, precision and recall with the same settings. Each figure is the median of `--repeats` rounds in which the commands
-take turns.
+take turns; CPU seconds (of a command and all its children) tell more than the clock where other work shares the cores.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -47,6 +48,7 @@ ALL = [
     "--rng-seed",
     "0",
 ]
+Seconds = tuple[float, float]  # by the clock, of CPU
 PEER = """
 import sys, torch
 torch.set_num_threads(1)
@@ -104,17 +106,23 @@ def prepare(folder: Path, options: argparse.Namespace) -> None:
     write_pngs(folder / "real", real[options.images :])
 
 
-def timed(command: list[str], runs: Path) -> tuple[float, str]:
-    """Seconds of a whole command, and what it printed."""
+def cpu_seconds() -> float:
+    """CPU time of all children that have ended, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def timed(command: list[str], runs: Path) -> tuple[Seconds, str]:
+    """Seconds of a whole command by the clock and of CPU, and what it printed."""
     variables = os.environ | {"PIPESTILL_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
-    started = time.perf_counter()
+    started, used = time.perf_counter(), cpu_seconds()
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
-    return time.perf_counter() - started, done.stdout
+    return (time.perf_counter() - started, cpu_seconds() - used), done.stdout
 
 
-def ours(folder: Path, turn: str, ranks: int) -> tuple[float, float]:
+def ours(folder: Path, turn: str, ranks: int) -> tuple[Seconds, float]:
     """Seconds and the distance of `pipestill evaluate`."""
     output = folder / f"evaluation-{turn}"
     command = [sys.executable, "-m", "pipestill", "evaluate", "--name", "run", "--output", str(output)]
@@ -123,7 +131,7 @@ def ours(folder: Path, turn: str, ranks: int) -> tuple[float, float]:
     return seconds, float(json.loads((output / "metrics.json").read_text())[KEY])
 
 
-def peer(folder: Path, *more: str) -> tuple[float, float]:
+def peer(folder: Path, *more: str) -> tuple[Seconds, float]:
     """Seconds and the distance of torch-fidelity's command."""
     command = [
         sys.executable,
@@ -170,17 +178,19 @@ def main() -> None:
         }
         figures: dict[str, Any] = {"images": options.images, "side": options.side, "channels": options.channels}
         for case, (ranks, more) in contenders.items():
-            seconds: dict[str, list[float]] = {"pipestill": [], "torch-fidelity": []}
+            seconds: dict[str, list[Seconds]] = {"pipestill": [], "torch-fidelity": []}
             for turn in range(options.repeats):
                 a, distance = ours(folder, f"{case}-{turn}", ranks)
                 b, other = peer(folder, *more)
                 seconds["pipestill"].append(a)
                 seconds["torch-fidelity"].append(b)
-                print(f"{case}: pipestill {a:.1f} s, torch-fidelity {b:.1f} s", file=sys.stderr)
-            medians = {who: round(statistics.median(times), 2) for who, times in seconds.items()}
-            figures[case] = {
-                "seconds": medians,
-                "ratio": round(medians["torch-fidelity"] / medians["pipestill"], 3),
+                print(f"{case}: pipestill {a[0]:.1f} s, torch-fidelity {b[0]:.1f} s", file=sys.stderr)
+            figures[case] = {}
+            for kind, of in (("seconds", 0), ("cpu_seconds", 1)):
+                medians = {who: statistics.median(times[of] for times in taken) for who, taken in seconds.items()}
+                figures[case][kind] = {who: round(value, 2) for who, value in medians.items()}
+                figures[case][f"{kind}_ratio"] = round(medians["torch-fidelity"] / medians["pipestill"], 3)
+            figures[case] |= {
                 "distances": {"pipestill": distance, "torch-fidelity": other},
                 "relative_difference": abs(distance / other - 1),
             }
