@@ -6,7 +6,6 @@ Only what decides a result stands in a stage's section (and so in manifests, res
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from pipestill.errors import InputError
+from pipestill.explain import explain, nearest
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Positive = Annotated[int, Field(ge=1)]
@@ -444,12 +444,6 @@ def _known(where: str, name: str, known: Mapping[str, Any] | Sequence[str], what
         raise ValueError(f"{where}: '{name}' is no {what}{nearest(name, known)}")
 
 
-def nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or all of them."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f" (there are: {', '.join(map(str, known)) or 'none'})"
-
-
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML 1.2's floats: 1e-4 is a number (PyYAML alone reads it as text)."""
 
@@ -509,52 +503,5 @@ def check_section(section: type[Checked], body: Mapping[str, Any], where: str) -
     try:
         return section.model_validate(body)
     except ValidationError as error:
-        lines = [_explain(section, problem) for problem in error.errors(include_url=False)]
+        lines = [explain(section, problem) for problem in error.errors(include_url=False)]
         raise InputError(f"{where}: " + "; ".join(lines)) from None
-
-
-def _explain(section: type[Section], problem: Any) -> str:
-    location = [str(part) for part in problem["loc"] if part != "[key]"]
-    key = ".".join(location)
-    if problem["type"] == "extra_forbidden":
-        return f"{key} is not known" + nearest(location[-1], _names_at(section, location[:-1]))
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    if problem["type"] == "value_error":
-        return f"{key}: {message}" if key else message
-    given = problem["input"]
-    return f"{key}={given!r}: {message[:1].lower()}{message[1:]}"
-
-
-def _names_at(section: type[Section], location: list[str]) -> list[str]:
-    """Field names of the section that a location leads to, through mappings and options."""
-    current: Any = section
-    for part in location:
-        if isinstance(current, type) and issubclass(current, Section):
-            if part not in current.model_fields:
-                return []
-            current = current.model_fields[part].annotation
-        else:
-            current = _inner(current)
-            continue
-        if _mapping_value(current) is None:
-            current = _inner(current)
-    inner = _inner(current)
-    return list(inner.model_fields) if isinstance(inner, type) and issubclass(inner, Section) else []
-
-
-def _mapping_value(annotation: Any) -> Any:
-    arguments: tuple[Any, ...] = getattr(annotation, "__args__", ())
-    return arguments[1] if getattr(annotation, "__origin__", None) is dict else None
-
-
-def _inner(annotation: Any) -> Any:
-    """The Section inside Optional[...], tuple[...] or dict[..., ...]."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return annotation
-    for argument in reversed(getattr(annotation, "__args__", ())):
-        found = _inner(argument)
-        if isinstance(found, type) and issubclass(found, Section):
-            return found
-    return annotation

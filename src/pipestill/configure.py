@@ -17,6 +17,7 @@ import yaml
 from pipestill import config, digests
 from pipestill.config import Params
 from pipestill.errors import InputError
+from pipestill.explain import nearest
 from pipestill.work import write_atomic
 
 DIGEST = "# digest of what follows: "
@@ -70,11 +71,11 @@ def _hydra_form(override: str, folder: Path) -> str:
         value = override.partition("=")[2]
         if not (group / f"{value}.yaml").is_file():
             there = sorted(file.stem for file in group.glob("*.yaml"))
-            raise InputError(f"{key}={value}: there is no such choice{config.nearest(value, there)}")
+            raise InputError(f"{key}={value}: there is no such choice{nearest(value, there)}")
         return override
     if "." not in key and not (folder / f"{key}.yaml").exists() and key not in Params.model_fields:
         groups = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-        raise InputError(f"{key} is neither a group nor a section{config.nearest(key, groups)}")
+        raise InputError(f"{key} is neither a group nor a section{nearest(key, groups)}")
     return "++" + override
 
 
@@ -117,7 +118,7 @@ def _own(name: str, own: Mapping[str, dict[str, Any]], where: str, seen: tuple[s
     if like is None:
         return entry
     if like not in own:
-        raise InputError(f"{where}.{name}.like: there is no '{like}'{config.nearest(str(like), own)}")
+        raise InputError(f"{where}.{name}.like: there is no '{like}'{nearest(str(like), own)}")
     return _merged(_own(str(like), own, where, (*seen, name)), entry)
 
 
