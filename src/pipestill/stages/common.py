@@ -1,13 +1,27 @@
-"""What every stage's command line shares: the parameter file, overrides, the output, ranks and the deadline."""
+"""What stages share: their command lines (parameter file, overrides, output, ranks, deadline), and work over ranks."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pipestill import config
-from pipestill.config import Params
+from pipestill import artifacts, config
+from pipestill.config import OperationParams, Params
 from pipestill.errors import InputError
+from pipestill.progress import say
+from pipestill.work import open_work
+
+if TYPE_CHECKING:
+    from pipestill.artifacts import InputEntry
+    from pipestill.diffusion.denoiser import EDM
+    from pipestill.distributed import World
+    from pipestill.networks.model import ModelCard
+    from pipestill.training.curves import Curves
+    from pipestill.training.loop import Training
+    from pipestill.work import Work
 
 
 def add_common(parser: argparse.ArgumentParser, *, output: bool = True, name: str | None = None) -> None:
@@ -59,3 +73,71 @@ def entry(section: dict[str, config.Checked], name: str, where: str) -> config.C
     if name not in section:
         raise InputError(f"{where} has no entry '{name}' (there are: {', '.join(section) or 'none'})")
     return section[name]
+
+
+@contextmanager
+def work_over_ranks(
+    *,
+    kind: str,
+    stage: str,
+    version: int,
+    parameters: Mapping[str, Any],
+    inputs: Mapping[str, InputEntry],
+    output: Path,
+    threads: int,
+    operation: OperationParams,
+) -> Iterator[tuple[World, Work]]:
+    """Joins the ranks and opens their common work; where `work.done` is set, it is so on every rank.
+
+    Raises SurroundingsError (another process holds the work, a rank is lost) and Stopped.
+    """
+    from pipestill import distributed
+
+    with (
+        distributed.world(device=operation.device, threads=threads, timeout=operation.timeout) as world,
+        open_work(
+            kind=kind,
+            stage=stage,
+            version=version,
+            parameters=parameters,
+            inputs=inputs,
+            output=output,
+            leader=world.leader,
+        ) as work,
+    ):
+        if world.broadcast(work.done is not None):
+            work.done = work.done or artifacts.read(output, kind)
+            if world.leader:
+                say(f"{output} is there and verifies: nothing to do")
+        yield world, work
+
+
+def run_training(
+    training: Training,
+    denoiser: EDM,
+    card: ModelCard,
+    work: Work,
+    world: World,
+    operation: OperationParams,
+    *,
+    name: str,
+) -> Curves:
+    """Runs a training to its end, with trackers and previews on the leader; returns its curves."""
+    from pipestill.sampling.preview import Preview
+    from pipestill.training.loop import run
+    from pipestill.training.tracking import Silent, open_trackers
+
+    follow = open_trackers(operation.trackers, work.folder, name, work.parameters) if world.leader else Silent()
+    preview = Preview(denoiser, card, training.ema, work.folder / "previews", follow) if world.leader else None
+    try:
+        return run(
+            training,
+            work=work,
+            world=world,
+            operation=operation,
+            label=f"{work.stage} {name}",
+            tracker=follow,
+            preview=preview,
+        )
+    finally:
+        follow.close()

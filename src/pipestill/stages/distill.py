@@ -15,8 +15,7 @@ from pipestill import artifacts
 from pipestill.config import OperationParams, StudentParams
 from pipestill.errors import InputError
 from pipestill.progress import say
-from pipestill.stages.common import add_common, add_launch, entry, load_params, ranks_of
-from pipestill.work import open_work
+from pipestill.stages.common import add_common, add_launch, entry, load_params, ranks_of, run_training, work_over_ranks
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
@@ -83,23 +82,17 @@ def distill(
         "teacher": artifacts.read(teacher, "model").as_input,
         "init": artifacts.read(init, "model").as_input,
     }
-    from pipestill import distributed
-
-    with (
-        distributed.world(device=operation.device, threads=student.threads, timeout=operation.timeout) as world,
-        open_work(
-            kind="model",
-            stage="distill",
-            version=VERSION,
-            parameters=student.plain(),
-            inputs=inputs,
-            output=output,
-            leader=world.leader,
-        ) as work,
-    ):
-        if world.broadcast(work.done is not None):
-            if world.leader:
-                say(f"{output} is there and verifies: nothing to do")
+    with work_over_ranks(
+        kind="model",
+        stage="distill",
+        version=VERSION,
+        parameters=student.plain(),
+        inputs=inputs,
+        output=output,
+        threads=student.threads,
+        operation=operation,
+    ) as (world, work):
+        if work.done is not None:
             return work.done
 
         from pipestill.data.loader import Loader
@@ -110,10 +103,7 @@ def distill(
         from pipestill.evaluation.reference import open_reference
         from pipestill.networks.model import NativeSchedule, load_model, save_model
         from pipestill.networks.unet import architecture, parameter_count
-        from pipestill.sampling.preview import Preview
-        from pipestill.training.loop import run
         from pipestill.training.ranks import autocast_type, prepare, seed_torch
-        from pipestill.training.tracking import Silent, open_trackers
 
         data = open_dataset(dataset)
         autocast = autocast_type(student.precision)
@@ -164,20 +154,7 @@ def distill(
         )
         if world.leader:
             say(f"{name}: {student.steps} steps, {parameter_count(generator):,} parameters, {world.size} ranks")
-        follow = open_trackers(operation.trackers, work.folder, name, student.plain()) if world.leader else Silent()
-        preview = Preview(generator, card, training.ema, work.folder / "previews", follow) if world.leader else None
-        try:
-            curves = run(
-                training,
-                work=work,
-                world=world,
-                operation=operation,
-                label=f"distil {name}",
-                tracker=follow,
-                preview=preview,
-            )
-        finally:
-            follow.close()
+        curves = run_training(training, generator, card, work, world, operation, name=name)
         if not world.leader:
             return None
         staging = work.staging()

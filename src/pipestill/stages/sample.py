@@ -15,8 +15,8 @@ from pipestill import artifacts
 from pipestill.config import OperationParams, RunParams
 from pipestill.errors import InputError
 from pipestill.progress import Bar, say
-from pipestill.stages.common import add_common, add_launch, entry, load_params, ranks_of
-from pipestill.work import open_work, read_record
+from pipestill.stages.common import add_common, add_launch, entry, load_params, ranks_of, work_over_ranks
+from pipestill.work import read_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,26 +94,17 @@ def sample(
         if dataset is None:
             raise InputError("plan=data takes the classes' shares from a dataset: give --dataset")
         inputs["dataset"] = artifacts.read(dataset, "dataset").as_input
-    from pipestill import distributed
-
-    with (
-        distributed.world(device=operation.device, threads=run.threads, timeout=operation.timeout) as world,
-        open_work(
-            kind="samples",
-            stage="sample",
-            version=VERSION,
-            parameters=run.plain(),
-            inputs=inputs,
-            output=output,
-            leader=world.leader,
-        ) as work,
-    ):
-        artifact = work.done
-        if world.broadcast(work.done is not None):
-            if world.leader:
-                say(f"{output} is there and verifies: nothing to do")
-        else:
-            artifact = _sample(run, name, source, tuned, dataset, operation, work, world)
+    with work_over_ranks(
+        kind="samples",
+        stage="sample",
+        version=VERSION,
+        parameters=run.plain(),
+        inputs=inputs,
+        output=output,
+        threads=run.threads,
+        operation=operation,
+    ) as (world, work):
+        artifact = work.done or _sample(run, name, source, tuned, dataset, operation, work, world)
         if png is not None and artifact is not None and world.leader:
             write_pngs(artifact.path, png)
         return artifact

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from pipestill import artifacts
 from pipestill.config import OperationParams, TeacherParams
 from pipestill.progress import say
-from pipestill.stages.common import add_common, add_launch, entry, load_params, ranks_of
-from pipestill.work import open_work
+from pipestill.stages.common import add_common, add_launch, entry, load_params, ranks_of, run_training, work_over_ranks
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
@@ -51,34 +50,24 @@ def train(
     Raises InputError (data and network do not fit), SurroundingsError (NaN, full disk, lost rank) and Stopped.
     """
     source = artifacts.read(dataset, "dataset")
-    from pipestill import distributed
-
-    threads = teacher.training.threads
-    with (
-        distributed.world(device=operation.device, threads=threads, timeout=operation.timeout) as world,
-        open_work(
-            kind="model",
-            stage="train",
-            version=VERSION,
-            parameters=teacher.plain(),
-            inputs={"dataset": source.as_input},
-            output=output,
-            leader=world.leader,
-        ) as work,
-    ):
-        if world.broadcast(work.done is not None):
-            if world.leader:
-                say(f"{output} is there and verifies: nothing to do")
+    with work_over_ranks(
+        kind="model",
+        stage="train",
+        version=VERSION,
+        parameters=teacher.plain(),
+        inputs={"dataset": source.as_input},
+        output=output,
+        threads=teacher.training.threads,
+        operation=operation,
+    ) as (world, work):
+        if work.done is not None:
             return work.done
 
         from pipestill.data.store import open_dataset
         from pipestill.networks.model import ModelCard, save_model, wrap
         from pipestill.networks.unet import as_tensors, build_unet, parameter_count
-        from pipestill.sampling.preview import Preview
-        from pipestill.training.loop import run
         from pipestill.training.ranks import autocast_type, prepare, seed_torch
         from pipestill.training.teacher import TeacherTraining
-        from pipestill.training.tracking import Silent, open_trackers
 
         data = open_dataset(dataset)
         classes = len(data.classes) or None
@@ -99,20 +88,7 @@ def train(
             say(
                 f"{name}: {parameter_count(unet):,} parameters, {len(data.split['train']):,} images, {world.size} ranks"
             )
-        follow = open_trackers(operation.trackers, work.folder, name, teacher.plain()) if world.leader else Silent()
-        preview = Preview(denoiser, card, training.ema, work.folder / "previews", follow) if world.leader else None
-        try:
-            curves = run(
-                training,
-                work=work,
-                world=world,
-                operation=operation,
-                label=f"train {name}",
-                tracker=follow,
-                preview=preview,
-            )
-        finally:
-            follow.close()
+        curves = run_training(training, denoiser, card, work, world, operation, name=name)
         if not world.leader:
             return None
         staging = work.staging()

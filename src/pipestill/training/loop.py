@@ -19,6 +19,7 @@ from pipestill.errors import Stopped, SurroundingsError
 from pipestill.progress import Bar, say
 from pipestill.training import state as states
 from pipestill.training.curves import Curves
+from pipestill.training.ema import Ema
 from pipestill.training.tracking import Tracker
 from pipestill.work import Work
 
@@ -27,6 +28,7 @@ class Training(Protocol):
     """What the loop trains. Every method is called on every rank at the same step."""
 
     updates: int
+    ema: Ema
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Does update `step` (from 0); returns its figures as scalars on the device."""
