@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,18 @@ def steps_logged(runs: Path) -> int:
             except (ValueError, KeyError):
                 continue  # a line that a kill cut short
     return last
+
+
+def kill_and_resume(command: Sequence[object], folder: Path, *, kills: int, updates: int, chance: random.Random) -> str:
+    """Kills a training that writes `folder/m` at random updates, then lets it end; returns the payload digest."""
+    runs = folder / "runs"
+    for _ in range(kills):
+        target = steps_logged(runs) + chance.randint(1, updates // 2)
+        attempt = Command(*command, runs=runs)
+        if attempt.wait_until(lambda target=target: steps_logged(runs) >= target):  # type: ignore[misc]
+            attempt.kill_all()
+        if (folder / "m" / "manifest.json").exists():
+            break
+    code, output = run(*command, runs=runs)
+    assert code == 0, output
+    return payload(folder / "m")

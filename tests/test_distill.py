@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from commands import Command, payload, run, steps_logged, write_params
+from commands import kill_and_resume, payload, run, write_params
 from pipestill import cli
 from tiny_models import make_model
 
@@ -62,26 +62,13 @@ def uninterrupted(
     return {ranks: folder / f"m{ranks}" for ranks in (1, 2)}
 
 
-def kill_and_resume(folder: Path, command: list[object], kills: int, chance: random.Random) -> str:
-    runs = folder / "runs"
-    for _ in range(kills):
-        target = steps_logged(runs) + chance.randint(1, UPDATES // 2)
-        attempt = Command(*command, runs=runs)
-        if attempt.wait_until(lambda target=target: steps_logged(runs) >= target):  # type: ignore[misc]
-            attempt.kill_all()
-        if (folder / "m" / "manifest.json").exists():
-            break
-    code, output = run(*command, runs=runs)
-    assert code == 0, output
-    return payload(folder / "m")
-
-
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_and_resumed_gives_the_same_student(
     tmp_path: Path, digits: Path, digits_reference: Path, teacher: Path, uninterrupted: dict[int, Path], ranks: int
 ) -> None:
     command = [*arguments(tmp_path, digits, digits_reference, teacher), "--ranks", ranks]
-    assert kill_and_resume(tmp_path, command, 2, random.Random(ranks)) == payload(uninterrupted[ranks])
+    digest = kill_and_resume(command, tmp_path, kills=2, updates=UPDATES, chance=random.Random(ranks))
+    assert digest == payload(uninterrupted[ranks])
 
 
 @pytest.mark.soak
@@ -94,7 +81,8 @@ def test_killed_often_and_resumed_gives_the_same_student(
         folder = tmp_path / str(attempt)
         folder.mkdir()
         command = [*arguments(folder, digits, digits_reference, teacher), "--ranks", ranks]
-        assert kill_and_resume(folder, command, 10, random.Random()) == payload(uninterrupted[ranks])
+        digest = kill_and_resume(command, folder, kills=10, updates=UPDATES, chance=random.Random())
+        assert digest == payload(uninterrupted[ranks])
 
 
 def test_the_student_carries_its_schedule_and_its_best_weights(uninterrupted: dict[int, Path]) -> None:

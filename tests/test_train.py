@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import Command, alive, payload, run, steps_logged, write_params
+from commands import Command, alive, kill_and_resume, payload, run, steps_logged, write_params
 from pipestill import cli
 
 UPDATES = 24
@@ -38,27 +38,13 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dic
     return digests
 
 
-def kill_and_resume(folder: Path, digits: Path, ranks: int, kills: int, chance: random.Random) -> str:
-    """Kills the whole training at random updates, then lets it end; returns the payload digest."""
-    runs = folder / "runs"
-    command = [*arguments(folder, digits, "m"), "--ranks", ranks]
-    for _ in range(kills):
-        target = steps_logged(runs) + chance.randint(1, UPDATES // 2)
-        attempt = Command(*command, runs=runs)
-        if attempt.wait_until(lambda target=target: steps_logged(runs) >= target):  # type: ignore[misc]
-            attempt.kill_all()
-        if (folder / "m" / "manifest.json").exists():
-            break
-    code, output = run(*command, runs=runs)
-    assert code == 0, output
-    return payload(folder / "m")
-
-
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_and_resumed_gives_the_same_weights(
     tmp_path: Path, digits: Path, uninterrupted: dict[int, str], ranks: int
 ) -> None:
-    assert kill_and_resume(tmp_path, digits, ranks, 2, random.Random(ranks)) == uninterrupted[ranks]
+    command = [*arguments(tmp_path, digits, "m"), "--ranks", ranks]
+    digest = kill_and_resume(command, tmp_path, kills=2, updates=UPDATES, chance=random.Random(ranks))
+    assert digest == uninterrupted[ranks]
 
 
 @pytest.mark.soak
@@ -70,8 +56,9 @@ def test_killed_often_and_resumed_gives_the_same_weights(
     for attempt in range(3):
         folder = tmp_path / str(attempt)
         folder.mkdir()
-        chance = random.Random()
-        assert kill_and_resume(folder, digits, ranks, 10, chance) == uninterrupted[ranks]
+        command = [*arguments(folder, digits, "m"), "--ranks", ranks]
+        digest = kill_and_resume(command, folder, kills=10, updates=UPDATES, chance=random.Random())
+        assert digest == uninterrupted[ranks]
 
 
 def test_a_stop_request_saves_the_state_and_says_so(
