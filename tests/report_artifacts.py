@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def build(root: Path, *, runs: Mapping[str, tuple[int, float, float, float, floa
     dataset = publish(
         root / "dataset", "dataset", "dataset", fill_dataset, parameters={"resolution": SIDE}, inputs={"source": source}
     )
-    protocol = {f"fd_{name}": f"Fréchet distance to 60 test images; {name}" for name in FLOOR}
+    protocol = [{"figure": f"fd_{name}", "how": f"Fréchet distance to 60 test images; {name}"} for name in FLOOR]
     floor: dict[str, Any] = {f"fd_{name}": value for name, value in FLOOR.items()}
     floor |= {"kid_classifier": 0.0002, "precision_classifier": 0.97, "recall_classifier": 0.96, "images": 100}
     floor |= {"class_accuracy": 0.987, "diversity": 1.0, "evaluations": 0, "guidance": None, "seconds_per_image": 0.0}
@@ -226,7 +226,7 @@ def _run(
     figures: tuple[int, float, float, float, float],
     models: Mapping[str, Artifact],
     reference: Artifact,
-    protocol: Mapping[str, Any],
+    protocol: Sequence[Mapping[str, str]],
     seeds: int,
     classes: tuple[str, ...],
 ) -> None:
@@ -289,7 +289,7 @@ def _run(
         "guidance": guidance,
         "images": total,
         "seeds": seeds,
-        "protocol": dict(protocol),
+        "protocol": list(protocol),
         "intervals": {},
     }
     for space, value in (("classifier", classifier), ("efficientnet_lite0", efficient)):

@@ -18,6 +18,7 @@ from evaluation_artifacts import CLASSES, drawn, make_dataset, make_samples
 from pipestill.config import EvaluationParams, OperationParams, ReferenceParams
 from pipestill.data.store import open_dataset
 from pipestill.errors import InputError
+from pipestill.evaluation import measure
 from pipestill.evaluation.metrics import mean_and_interval
 from pipestill.evaluation.reference import open_reference
 from pipestill.stages.evaluate import evaluate
@@ -159,8 +160,9 @@ def test_fresh_images_of_the_same_kind_are_near_the_floor(tmp_path: Path, refere
     assert found["nearest_train_ratio"] == pytest.approx(1.0, abs=0.15)
     assert (found["evaluations"], found["guidance"], found["images"], found["seeds"]) == (20, 1.5, COUNT, 1)
     assert found["intervals"] == {}
-    assert all(isinstance(text, str) and text for text in found["protocol"].values())
-    assert f"draws of {COUNT} train images" in found["protocol"]["floor"]
+    protocol = measure.texts_of(found["protocol"])
+    assert all(isinstance(text, str) and text for text in protocol.values())
+    assert f"draws of {COUNT} train images" in protocol["floor"]
     assert "seconds_per_image" not in found
 
 
@@ -221,7 +223,7 @@ def test_several_seeds_give_means_and_intervals(tmp_path: Path, reference: Path)
         assert together[key] == pytest.approx(mean, rel=1e-5)
         assert together["intervals"][key] == pytest.approx(interval, rel=1e-4)
     assert together["floor_fd_classifier"] == single[0]["floor_fd_classifier"]
-    assert "sampling seeds" in together["protocol"]["intervals"]
+    assert "sampling seeds" in measure.texts_of(together["protocol"])["intervals"]
     by_seed = json.loads((tmp_path / "evaluation" / "seeds.json").read_text())
     assert list(by_seed) == ["11", "12", "13"]
     assert by_seed["12"]["fd_classifier"] == pytest.approx(single[1]["fd_classifier"], rel=1e-6)

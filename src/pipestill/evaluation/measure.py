@@ -130,6 +130,7 @@ def floor(reference: Reference, count: int, draws: int, device: torch.device | s
     fixed = {"evaluations": 0, "guidance": None, "images": count, "seeds": draws, "seconds_per_image": 0.0}
     beside = {f"floor_{key}": value for key, value in means.items() if key.startswith("fd_")}
     excess = {f"excess_{key}": 0.0 for key in means if key.startswith("fd_")}
+    texts = protocol_text(reference, means)
     repeated = f"mean of {draws} class-stratified draws of {count} train images, each against the whole test part"
     return {
         **means,
@@ -137,11 +138,21 @@ def floor(reference: Reference, count: int, draws: int, device: torch.device | s
         **excess,
         **fixed,
         "intervals": intervals,
-        "protocol": protocol_text(reference, means) | {"floor": repeated, "intervals": INTERVAL.format("draws")},
+        "protocol": stated(texts | {"floor": repeated, "intervals": INTERVAL.format("draws")}),
     }
 
 
 INTERVAL = "95% t-interval of the mean over {}"
+
+
+def stated(texts: Mapping[str, str]) -> list[dict[str, str]]:
+    """The protocol as metrics files hold it: a list, since DVC makes a column of every text in a mapping."""
+    return [{"figure": key, "how": text} for key, text in texts.items()]
+
+
+def texts_of(stated: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The inverse of `stated`."""
+    return {entry["figure"]: entry["how"] for entry in stated}
 
 
 def protocol_text(reference: Reference, keys: Mapping[str, float]) -> dict[str, str]:

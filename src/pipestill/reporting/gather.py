@@ -170,13 +170,15 @@ def _dataset(dataset: Dataset) -> Body:
 
 def _protocol(sources: Sources, runs: Sequence[Mapping[str, Any]]) -> Body:
     """How each figure was measured, in the evaluations' own words, and whether all say the same."""
-    stated = [read_json(artifact, "metrics.json").get("protocol", {}) for artifact in sources.evaluations.values()]
-    texts: Body = {}
-    for protocol in stated:
-        texts |= protocol
+    stated = [
+        (entry["figure"], entry["how"])
+        for artifact in sources.evaluations.values()
+        for entry in read_json(artifact, "metrics.json").get("protocol", [])
+    ]
+    texts = dict(stated)
     return {
         "texts": texts,
-        "same_for_all": all(texts[key] == text for protocol in stated for key, text in protocol.items()),
+        "same_for_all": all(texts[figure] == how for figure, how in stated),
         "images": sorted({run["images_per_seed"] for run in runs}),
     }
 

@@ -15,8 +15,8 @@ from pipestill import artifacts
 from pipestill.config import EvaluationParams, OperationParams
 from pipestill.errors import InputError
 from pipestill.progress import say
-from pipestill.stages.common import add_common, add_launch, load_params, ranks_of
-from pipestill.work import open_work, read_record, write_atomic
+from pipestill.stages.common import add_common, add_launch, load_params, ranks_of, work_over_ranks
+from pipestill.work import read_record, write_atomic
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipestill.sampling.store import Samples
     from pipestill.work import Work
 
-VERSION = 1
+VERSION = 2
 METRICS, SEEDS = "metrics.json", "seeds.json"
 EXAMPLES = """\
   pipestill evaluate --name student-4 --samples artifacts/samples/student-4 --reference artifacts/reference \\
@@ -75,30 +75,23 @@ def evaluate(
     """
     sampled = artifacts.read(samples, "samples")
     inputs = {"samples": sampled.as_input, "reference": artifacts.read(reference, "reference").as_input}
-    from pipestill import distributed
-
-    with (
-        distributed.world(device=operation.device, threads=params.threads, timeout=operation.timeout) as world,
-        open_work(
-            kind="evaluation",
-            stage="evaluate",
-            version=VERSION,
-            parameters=params.plain(),
-            inputs=inputs,
-            output=output,
-            leader=world.leader,
-        ) as work,
-    ):
+    with work_over_ranks(
+        kind="evaluation",
+        stage="evaluate",
+        version=VERSION,
+        parameters=params.plain(),
+        inputs=inputs,
+        output=output,
+        threads=params.threads,
+        operation=operation,
+    ) as (world, work):
         artifact = work.done
-        if world.broadcast(artifact is not None):
-            if world.leader:
-                say(f"{output} is there and verifies: nothing to do")
-        else:
+        if artifact is None:
             from pipestill.evaluation.reference import open_reference
             from pipestill.sampling.store import open_samples
 
             artifact = _measure(params, name, open_samples(samples), open_reference(reference), work, world)
-        if artifact is not None and metrics is not None:
+        if world.leader and artifact is not None and metrics is not None:
             seconds = read_record("sample", sampled.manifest.key).get("seconds_per_image")
             _write_metrics(metrics, artifact, seconds)
         return artifact
@@ -182,16 +175,16 @@ def _figures(samples: Samples, reference: Reference, repetitions: list[dict[str,
         if key.startswith("fd_"):
             beside[f"floor_{key}"] = floor[key]
             beside[f"excess_{key}"] = measure.rounded(value - floor[key])
-    protocol = measure.protocol_text(reference, means) | {"floor": floor["protocol"]["floor"]}
+    texts = measure.protocol_text(reference, means) | {"floor": measure.texts_of(floor["protocol"])["floor"]}
     if intervals:
-        protocol["intervals"] = measure.INTERVAL.format("sampling seeds")
+        texts["intervals"] = measure.INTERVAL.format("sampling seeds")
     run = {
         "evaluations": samples.index["evaluations"],
         "guidance": samples.index["guidance"],
         "images": samples.count,
         "seeds": len(samples.seeds),
     }
-    return {**means, **beside, **run, "intervals": intervals, "protocol": protocol}
+    return {**means, **beside, **run, "intervals": intervals, "protocol": measure.stated(texts)}
 
 
 def _write_metrics(path: Path, artifact: Artifact, seconds_per_image: float | None) -> None:

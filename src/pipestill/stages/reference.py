@@ -15,8 +15,8 @@ from pipestill import artifacts
 from pipestill.config import OperationParams, ReferenceParams
 from pipestill.errors import InputError
 from pipestill.progress import say
-from pipestill.stages.common import add_common, add_launch, load_params, ranks_of
-from pipestill.work import open_work, write_atomic
+from pipestill.stages.common import add_common, add_launch, load_params, ranks_of, work_over_ranks
+from pipestill.work import write_atomic
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact, InputEntry
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pipestill.distributed import World
     from pipestill.work import Work
 
-VERSION = 1
+VERSION = 2
 EXAMPLES = """\
   pipestill reference --dataset artifacts/dataset --output artifacts/reference --metrics metrics/floor.json
   pipestill reference --dataset artifacts/dataset --output /tmp/reference reference.floor.counts=[200,500]
@@ -67,29 +67,22 @@ def build_reference(
     """
     source = artifacts.read(dataset, "dataset")
     inputs = {"dataset": source.as_input} | _outside(params)
-    from pipestill import distributed
-
-    with (
-        distributed.world(device=operation.device, threads=params.threads, timeout=operation.timeout) as world,
-        open_work(
-            kind="reference",
-            stage="reference",
-            version=VERSION,
-            parameters=params.plain(),
-            inputs=inputs,
-            output=output,
-            leader=world.leader,
-        ) as work,
-    ):
+    with work_over_ranks(
+        kind="reference",
+        stage="reference",
+        version=VERSION,
+        parameters=params.plain(),
+        inputs=inputs,
+        output=output,
+        threads=params.threads,
+        operation=operation,
+    ) as (world, work):
         artifact = work.done
-        if world.broadcast(artifact is not None):
-            if world.leader:
-                say(f"{output} is there and verifies: nothing to do")
-        else:
+        if artifact is None:
             from pipestill.data.store import open_dataset
 
             artifact = _build(params, open_dataset(dataset), inputs, work, world)
-        if artifact is not None and metrics is not None:
+        if world.leader and artifact is not None and metrics is not None:
             from pipestill.evaluation.reference import FLOOR
 
             floors = json.loads(artifact.file(FLOOR).read_text())
@@ -162,5 +155,5 @@ def _floor_metrics(floors: dict[str, dict[str, Any]]) -> str:
     first, *others = floors
     body = dict(floors[first])
     if others:
-        body["counts"] = floors
+        body["counts"] = list(floors.values())
     return json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
