@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ RUNS: dict[str, tuple[int, float, float, float, float]] = {
 }
 FLOOR = {"classifier": 0.92, "efficientnet_lite0": 4.21}
 MODELS = {"teacher": None, "student-10": 10, "student-4": 4}
+REPEATED = {"student-4-b": 4, "student-4-c": 4}  # student-4 with other training seeds, where a run asks for them
+SEEDS = {"student-4-b": 1, "student-4-c": 2}
 
 
 def publish(
@@ -126,7 +128,7 @@ def build(root: Path, *, runs: Mapping[str, tuple[int, float, float, float, floa
         inputs={"dataset": dataset.as_input},
     )
     models: dict[str, Artifact] = {}
-    for name, steps in MODELS.items():
+    for name, steps in _models(runs).items():
         models[name] = _model(root, name, steps, dataset, reference, models)
     for name, figures in runs.items():
         _run(root, name, figures, models, reference, protocol, seeds, classes)
@@ -143,7 +145,7 @@ def params(runs: Mapping[str, Any] = RUNS) -> Params:
             "distillation": {
                 "students": {
                     name: {"teacher": "teacher", "init": "teacher", "steps": steps}
-                    for name, steps in MODELS.items()
+                    for name, steps in _models(runs).items()
                     if steps
                 }
             },
@@ -162,8 +164,14 @@ def places(root: Path) -> Places:
     return Places(root / "dataset", root / "reference", root / "models", root / "samples", root / "evaluations")
 
 
+def _models(runs: Iterable[str]) -> dict[str, int | None]:
+    """Names and steps of the models that the runs use; the teacher has no steps."""
+    return MODELS | {name: steps for name, steps in REPEATED.items() if name in runs}
+
+
 def _model_of(run: str) -> str:
-    return run if run in MODELS else run.removesuffix("-cfg15") if run.endswith("-cfg15") else "teacher"
+    name = run.removesuffix("-cfg15")
+    return name if name in MODELS | REPEATED else "teacher"
 
 
 def _model(
@@ -214,7 +222,7 @@ def _model(
         "model",
         "train" if steps is None else "distill",
         fill,
-        parameters={"seed": 0, "optimizer": {"betas": [0.9, 0.99]}},
+        parameters={"seed": SEEDS.get(name, 0), "steps": steps, "optimizer": {"betas": [0.9, 0.99]}},
         inputs=inputs,
         summary=summary,
     )
@@ -234,7 +242,7 @@ def _run(
     evaluations, classifier, efficient, accuracy, diversity = figures
     sampler = next((word for word in ("heun", "2m", "euler", "renoise") if f"-{word}-" in name), "native")
     guidance = 1.5 if name.endswith("cfg15") else 1.0
-    steps = MODELS[model] or ((evaluations + 1) // 2 if sampler == "heun" else evaluations)
+    steps = (MODELS | REPEATED)[model] or ((evaluations + 1) // 2 if sampler == "heun" else evaluations)
     images = 100
     total = images * seeds
 

@@ -19,7 +19,7 @@ from pipestill.config import EvaluationParams, OperationParams, ReferenceParams
 from pipestill.data.store import open_dataset
 from pipestill.errors import InputError
 from pipestill.evaluation import measure
-from pipestill.evaluation.metrics import mean_and_interval
+from pipestill.evaluation.intervals import mean_and_interval
 from pipestill.evaluation.reference import open_reference
 from pipestill.stages.evaluate import evaluate
 from pipestill.stages.reference import build_reference

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipestill.evaluation import metrics
+from pipestill.evaluation.intervals import mean_and_interval
 from pipestill.evaluation.measure import stratified
 
 
@@ -141,11 +142,11 @@ def test_intervals_are_students() -> None:
     from scipy import stats
 
     values = [3.0, 4.5, 4.0, 5.5, 3.5]
-    mean, interval = metrics.mean_and_interval(values)
+    mean, interval = mean_and_interval(values)
     expected = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
     assert mean == pytest.approx(4.1)
     assert interval == pytest.approx(expected, rel=1e-9)
-    assert metrics.mean_and_interval([2.5]) == (2.5, None)
+    assert mean_and_interval([2.5]) == (2.5, None)
 
 
 # --- stratified draws

@@ -19,7 +19,8 @@ from pipestill.data.store import open_dataset
 from pipestill.errors import InputError
 from pipestill.evaluation import classifier, measure
 from pipestill.evaluation.extractors import efficientnet_lite0
-from pipestill.evaluation.metrics import mean_and_interval, nearest
+from pipestill.evaluation.intervals import mean_and_interval
+from pipestill.evaluation.metrics import nearest
 from pipestill.evaluation.moments import Moments, frechet_distance
 from pipestill.evaluation.reference import Reference, open_reference
 from pipestill.stages.reference import build_reference

@@ -212,6 +212,23 @@ def test_students_are_compared_with_the_teachers_best_at_their_budget(made: Made
     )
 
 
+def test_students_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> None:
+    repeated = {"student-4-b": (4, 2.60, 9.20, 0.98, 0.92), "student-4-c": (4, 2.66, 9.50, 0.98, 0.92)}
+    params = report_artifacts.build(tmp_path, runs=report_artifacts.RUNS | repeated, seeds=2)
+    body, page = make(tmp_path, params, "report")
+    (entry,) = body["repeats"]
+    assert entry["runs"] == ["student-4", "student-4-b", "student-4-c"]
+    assert (entry["name"], entry["evaluations"], entry["guidance"]) == ("student-4", 4, 1)
+    found = entry["spaces"]["classifier"]
+    assert found["values"] == [2.36, 2.60, 2.66]
+    assert found["mean"] == pytest.approx(2.54)
+    half = 4.302653 * np.std([2.36, 2.60, 2.66], ddof=1) / np.sqrt(3)  # Student's t at 0.975, two degrees of freedom
+    assert found["interval"] == pytest.approx([2.54 - half, 2.54 + half], rel=1e-5)
+    assert found["same_budget"]["run"] == "teacher-2m-4"
+    (row,) = [row for row in Page(page).rows if row[0].startswith("student-43")]
+    assert row[:4] == ["student-43 training seeds", "4", "2.54[2.15, 2.93]", "6.71teacher-2m-4"]
+
+
 def test_curves_split_and_chain_are_those_of_the_artefacts(made: Made) -> None:
     body = made.body
     teacher, student = body["models"][0], body["models"][1]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipestill import counter
 from pipestill.evaluation import metrics
+from pipestill.evaluation.intervals import mean_and_interval
 from pipestill.evaluation.moments import Moments, frechet_distance
 from pipestill.evaluation.reference import Reference
 
@@ -83,7 +84,7 @@ def summarise(repetitions: Sequence[Figures]) -> tuple[Figures, dict[str, list[f
     """Means over repetitions (seeds, or draws of the floor), and 95% t-intervals where there are several."""
     means, intervals = Figures(), {}
     for key in repetitions[0]:
-        mean, interval = metrics.mean_and_interval([figures[key] for figures in repetitions])
+        mean, interval = mean_and_interval([figures[key] for figures in repetitions])
         means[key] = rounded(mean)
         if interval is not None:
             intervals[key] = [rounded(end) for end in interval]

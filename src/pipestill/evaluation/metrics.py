@@ -110,16 +110,3 @@ def inception_score(logits: Tensor, *, splits: int, seed: int) -> float:
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
 
     return float(isc_features_to_metric(logits.cpu(), min(splits, len(logits)), True, seed)[KEY_METRIC_ISC_MEAN])
-
-
-def mean_and_interval(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    """Mean of several measurements and the 95% t-interval of that mean; no interval for one alone."""
-    count = len(values)
-    mean = math.fsum(values) / count
-    if count < 2:
-        return mean, None
-    from scipy.special import stdtrit
-
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (count - 1))
-    half = float(stdtrit(count - 1, 0.975)) * deviation / math.sqrt(count)
-    return mean, (mean - half, mean + half)

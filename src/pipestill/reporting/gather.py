@@ -18,6 +18,7 @@ from pipestill.config import ReportParams
 from pipestill.data.store import Dataset
 from pipestill.errors import InputError
 from pipestill.reporting import figures
+from pipestill.reporting.repeats import repeats
 from pipestill.reporting.sources import Sources
 
 SCHEMA = 1
@@ -41,6 +42,7 @@ def gather(sources: Sources, dataset: Dataset, params: ReportParams) -> Body:
         "runs": runs,
         "floors": floors,
         "comparisons": compared,
+        "repeats": repeats(runs, compared, sources),
         "models": sorted(
             models.values(), key=lambda model: (model["role"] != "teacher", -(model["steps"] or 0), model["name"])
         ),
