@@ -13,6 +13,7 @@ import pytest
 
 from images import class_folders, data_params, encoded, noise
 from pipestill.data.sources import Source, open_source
+from pipestill.data.transforms import BadImage
 from pipestill.errors import InputError
 
 LABELS = [0, 2, 1, 0]
@@ -87,6 +88,7 @@ def test_edm_reads_folder_and_zip(edm: Path) -> None:
         ([[f"00000/img{i:08d}.png", [0.0, 1.0]] for i in range(4)], "is no class number"),
         ([[f"00000/img{i:08d}.png", -1] for i in range(4)], "label -1 is no class number"),
         ("nonsense", "cannot be read as EDM's labels"),
+        ([[3, 0]], "labels 3, which is no file's name"),
     ],
 )
 def test_edm_labels_that_do_not_fit(tmp_path: Path, labels: Any, words: str) -> None:
@@ -96,6 +98,31 @@ def test_edm_labels_that_do_not_fit(tmp_path: Path, labels: Any, words: str) -> 
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     with pytest.raises(InputError, match=words):
         opened(tmp_path, format="edm")
+
+
+def test_edm_labels_of_files_that_are_not_there(edm: Path) -> None:
+    """They are images of the source that cannot be read; nothing outside the source is one."""
+    beyond = edm.parent / "beyond.png"
+    beyond.write_bytes(b"")
+    labels = [[f"00000/img{index:08d}.png", label] for index, label in enumerate(LABELS)]
+    labels += [["00000/gone.png", 3], ["../beyond.png", 0]]
+    if edm.is_dir():
+        (edm / "dataset.json").write_text(json.dumps({"labels": labels}))
+    else:
+        with zipfile.ZipFile(edm) as archive:
+            contents = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(edm, "w") as archive:
+            for name, content in (contents | {"dataset.json": json.dumps({"labels": labels})}).items():
+                archive.writestr(name, content)
+    source = opened(edm, format="edm")
+    assert list(source.names[:2]) == ["../beyond.png", "00000/gone.png"]
+    assert source.labels.tolist() == [0, 3, *LABELS]
+    assert source.classes == ("0", "1", "2", "3")
+    for index in (0, 1):
+        with pytest.raises(BadImage, match=r"is labelled in dataset\.json and not there"):
+            source.read(index)
+    assert [source.read(index) for index in range(2, 6)] == [encoded(image) for image in noise(4, 8, 3)]
+    assert len(opened(edm, format="edm", labels=False).names) == 4
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

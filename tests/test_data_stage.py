@@ -152,6 +152,23 @@ def test_several_bad_files_are_listed_and_one_line_ends_the_list(run: Run, capsy
     assert len(artifacts.read(Path("out"), "dataset").manifest.summary["set_aside"]) == 3
 
 
+def test_files_that_edms_labels_name_and_that_are_not_there(run: Run) -> None:
+    class_folders(Path("photos"))
+    names = sorted(str(file.relative_to("photos")) for file in Path("photos").rglob("*.png"))
+    labels = [[name, int(name.startswith("b"))] for name in [*names, "b/gone.png"]]
+    Path("photos/dataset.json").write_text(json.dumps({"labels": labels}))
+    code, lines = run("--output", "out", "data.format=edm")
+    assert code == 2
+    (line,) = lines
+    assert "photos/b/gone.png is labelled in dataset.json and not there: mend or remove" in line
+    assert run("--output", "out", "data.format=edm", "data.on_bad=set-aside") == (0, [])
+    dataset = open_dataset(Path("out"))
+    assert dataset.names == names
+    assert (dataset.images(range(12)) == noise(12, 8, 3)).all()
+    aside = dataset.artifact.manifest.summary["set_aside"]
+    assert aside == {"b/gone.png": "is labelled in dataset.json and not there"}
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

@@ -27,6 +27,7 @@ from pipestill.errors import InputError
 Content = bytes | NDArray[np.uint8]
 PART_FOLDERS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 IMAGE_ARRAYS = ("images", "arr_0", "data")
+LABEL_FILE = "dataset.json"  # EDM's
 LABEL_ARRAYS = ("labels", "arr_1", "label")
 
 
@@ -148,32 +149,45 @@ def _listed(names: Sequence[str], most: int = 5) -> str:
 
 
 def _edm(path: Path, data: DataParams) -> Source:
-    """A folder or zip of image files with `dataset.json` {"labels": [[name, label], …] or null}."""
+    """A folder or zip of image files with `dataset.json` {"labels": [[name, label], …] or null}.
+
+    A file that `dataset.json` names is an image of the source, there or not: one that is not there is a bad one.
+    """
     if path.is_dir():
         everything = {name: path / name for name in _walk(path, "")}
-        read: Callable[[str], bytes] = lambda name: _file_content(everything[name])  # noqa: E731
+        content: Callable[[str], bytes] = lambda name: _file_content(everything[name])  # noqa: E731
         files = everything
     else:
         archive = _Archive(path)
         everything = dict.fromkeys(archive.names(), path)
-        read, files = archive.read, {path.name: path}
-    names = sorted(name for name in everything if name != "dataset.json")
+        content, files = archive.read, {path.name: path}
+    names = sorted(name for name in everything if name != LABEL_FILE)
     if not data.labels:
-        return Source(names, _unlabelled(names), (), lambda index: read(names[index]), files)
-    if "dataset.json" not in everything:
-        raise InputError(f"data.path={path} holds no dataset.json: data.format=edm takes labels from it")
+        return Source(names, _unlabelled(names), (), lambda index: content(names[index]), files)
+    if LABEL_FILE not in everything:
+        raise InputError(f"data.path={path} holds no {LABEL_FILE}: data.format=edm takes labels from it")
     try:
-        stated = json.loads(read("dataset.json"))["labels"]
+        stated = json.loads(content(LABEL_FILE))["labels"]
         by_name = None if stated is None else dict(stated)
     except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: dataset.json cannot be read as EDM's labels ({error})") from error
+        raise InputError(f"{path}: {LABEL_FILE} cannot be read as EDM's labels ({error})") from error
     if by_name is None:
-        raise InputError(f"{path}: dataset.json holds no labels: set data.labels=false")
-    missing = [name for name in names if name not in by_name]
-    if missing:
-        raise InputError(f"{path}: dataset.json has no label for {_listed(missing)}: add it or remove the image")
+        raise InputError(f"{path}: {LABEL_FILE} holds no labels: set data.labels=false")
+    if not all(isinstance(name, str) for name in by_name):
+        wrong = next(name for name in by_name if not isinstance(name, str))
+        raise InputError(f"{path}: {LABEL_FILE} labels {str(wrong)[:40]}, which is no file's name")
+    unlabelled = [name for name in names if name not in by_name]
+    if unlabelled:
+        raise InputError(f"{path}: {LABEL_FILE} has no label for {_listed(unlabelled)}: add it or remove the image")
+    names = sorted({*names, *by_name})
     labels, classes = _numbered([by_name[name] for name in names], path)
-    return Source(names, labels, classes, lambda index: read(names[index]), files)
+
+    def read(index: int) -> bytes:
+        if names[index] not in everything:
+            raise BadImage(f"is labelled in {LABEL_FILE} and not there")
+        return content(names[index])
+
+    return Source(names, labels, classes, read, files)
 
 
 class _Archive:
