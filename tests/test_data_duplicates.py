@@ -53,6 +53,15 @@ def test_a_search_that_would_compare_too_much_says_so(monkeypatch: pytest.Monkey
     assert not near_pairs(hashes, np.zeros(2000, dtype=np.uint8), bits=2).complete
 
 
+def test_the_search_shows_all_its_comparisons(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two of the three bands are the same in all 2,000 hashes; where nothing is compared, nothing is said."""
+    parts = np.zeros(2000, dtype=np.uint8)
+    near_pairs(np.arange(2000, dtype=np.uint64), parts, bits=2)
+    assert "hashes compared: 3998000/3998000 (100%)" in capsys.readouterr().err.splitlines()[-1]
+    near_pairs(np.arange(2000, dtype=np.uint64), parts, bits=0)
+    assert capsys.readouterr().err == ""
+
+
 def test_no_hash_and_one() -> None:
     for count in (0, 1):
         found = near_pairs(np.zeros(count, dtype=np.uint64), np.zeros(count, dtype=np.uint8), bits=2)

@@ -101,6 +101,16 @@ def test_equal_content_gives_equal_bytes_over_many_commits(tmp_path: Path, monke
         assert transaction.get(b"%010d" % 299) == blocks[299].tobytes()
 
 
+def test_writing_shows_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipestill.data.store.COMMIT_BYTES", 10)
+    monkeypatch.setattr("pipestill.progress.LINE_EVERY", 0.0)
+    write_lmdb(tmp_path / "x", ((b"%010d" % index, b"x") for index in range(25)), values=25, value_bytes=1)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" (")[0] for line in lines] == [f"store: {n}/25" for n in (10, 20, 25, 25)]
+
+
 def test_the_map_is_large_enough_for_any_layout(tmp_path: Path) -> None:
     for values, value_bytes in ((1, 1), (5000, 1), (3, 5_000_000), (700, 4096 - 16), (700, 4096 - 15)):
         pairs = ((b"%010d" % index, bytes(value_bytes)) for index in range(values))

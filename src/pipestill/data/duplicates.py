@@ -1,4 +1,7 @@
-"""Images that occur twice: exactly, by the digest of their pixels, and nearly, by difference hashes. Pure functions."""
+"""Images that occur twice: exactly, by the digest of their stored pixels, and nearly, by difference hashes.
+
+Both see images as they are stored, after crop and resize. Pure functions; the search for near ones shows a bar.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipestill.progress import Bar
 
 MOST_COMPARISONS = 300_000_000  # of two hashes; reached only where bits are many or a million images look alike
 MOST_KEPT = 2_000_000  # pairs kept for listing
@@ -51,6 +56,8 @@ def near_pairs(hashes: NDArray[np.uint64], parts: NDArray[np.uint8], *, bits: in
 
     edges = [64 * band // (bits + 1) for band in range(bits + 2)]
     bands = [(unique >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1) for low, high in pairwise(edges)]
+    comparisons = sum(map(_alike, bands)) if bits else 0
+    bar = Bar("hashes compared", min(comparisons, MOST_COMPARISONS), unit="pair", show=comparisons > 0)
     compared = 0
     for number, band in enumerate(bands):
         if bits == 0:
@@ -61,6 +68,7 @@ def near_pairs(hashes: NDArray[np.uint64], parts: NDArray[np.uint8], *, bits: in
             left = left[left + step < len(order)]
             left = left[band[order[left]] == band[order[left + step]]]
             compared += len(left)
+            bar.advance(len(left))
             if not len(left) or compared > MOST_COMPARISONS:
                 break
             a, b = order[left], order[left + step]
@@ -74,10 +82,17 @@ def near_pairs(hashes: NDArray[np.uint64], parts: NDArray[np.uint8], *, bits: in
             across += int((pairs - (in_part[a] * in_part[b]).sum(axis=1)).sum())
             if sum(map(len, kept)) < MOST_KEPT:
                 kept.append(_triples(first[a], first[b], distance))
+    bar.close()
     found = np.concatenate(kept)
     found = found[np.lexsort((found[:, 1], found[:, 0], found[:, 2]))][:listed]
     nearest = [(int(i), int(j), int(d)) for i, j, d in found]
     return NearPairs(count, across, nearest, compared <= MOST_COMPARISONS)
+
+
+def _alike(band: NDArray[np.uint64]) -> int:
+    """How many pairs of hashes agree in a band."""
+    _, counts = np.unique(band, return_counts=True)
+    return int((counts * (counts - 1) // 2).sum())
 
 
 def _twins(

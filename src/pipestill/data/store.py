@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipestill import artifacts
 from pipestill.artifacts import Artifact
 from pipestill.errors import InputError, SurroundingsError
+from pipestill.progress import Bar
 
 IMAGES = "images.lmdb"
 PARTS = ("train", "validation", "test")
@@ -222,6 +223,7 @@ def write_lmdb(path: Path, pairs: Iterable[tuple[bytes, Any]], *, values: int, v
         disk = os.statvfs(path.parent)
         if values * value_bytes > disk.f_bavail * disk.f_frsize:  # LMDB itself calls it an input/output error
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        bar = Bar("store", values, unit="value")
         env = lmdb.open(
             str(path), subdir=False, lock=False, sync=False, metasync=False, map_size=map_size, meminit=True
         )
@@ -229,7 +231,9 @@ def write_lmdb(path: Path, pairs: Iterable[tuple[bytes, Any]], *, values: int, v
             for batch in _batches(pairs, per_commit):
                 with env.begin(write=True) as transaction:
                     transaction.cursor().putmulti(batch, append=True)
+                bar.advance(len(batch))
             env.sync(True)
+        bar.close()
     except (lmdb.Error, OSError) as error:
         raise SurroundingsError(f"{path} could not be written: {_reason(error)}") from error
 
