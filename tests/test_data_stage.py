@@ -284,6 +284,19 @@ def test_report_counts_what_is_there(tmp_path: Path) -> None:
     assert check(data_params(photos, resolution=32, transform="center-crop"))["sizes"]["enlarged"] == 25
 
 
+def test_exact_repeats_are_of_what_is_stored(tmp_path: Path) -> None:
+    """Two photographs that differ outside the square that is kept, and the page says what is compared."""
+    photos = class_folders(tmp_path / "photos")
+    (wide,) = noise(1, 16, 3, seed=4)
+    for name in ("a/left.png", "b/right.png"):
+        (photos / name).write_bytes(encoded(wide[4:12]))
+        wide[:, 0] ^= 1
+    report = check(data_params(photos, transform="center-crop"), report=tmp_path / "report")
+    assert report["duplicates"]["exact"]["files"] == [["a/left.png", "b/right.png"]]
+    page = (tmp_path / "report/report.html").read_text()
+    assert "Exact: 1 group of images whose pixels are the same after crop and resize." in page
+
+
 def test_the_page_stands_alone_and_escapes_names(run: Run) -> None:
     class_folders(Path("photos"))
     shutil.copy("photos/a/0001.png", "photos/a/<b>&.png")

@@ -39,7 +39,10 @@ def examine(
     form: Form,
     near_bits: int,
 ) -> dict[str, Any]:
-    """The report on a source: `kept` [K] are the good images' indices, `parts` [K] where each of them goes."""
+    """The report on a source: `kept` [K] are the good images' indices, `parts` [K] where each of them goes.
+
+    Duplicates are those of the stored pixels, after crop and resize.
+    """
     facts, labels = ingested.facts, source.labels[kept]
     names = [source.names[index] for index in kept]
     bad = [{"name": source.names[index], "reason": reason} for index, reason in sorted(ingested.bad.items())]
