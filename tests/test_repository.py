@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipestill import config
-from workflow_project import make_project
+from workflow_project import Project, make_project
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -109,30 +110,62 @@ def test_the_readme_tells_of_every_stage() -> None:
     assert tuple(rows) == cli._stages()
 
 
-def test_the_readmes_commands_parse(tmp_path: Path) -> None:
-    """Its own images, from the check of a folder to the plan; its Python names what there is."""
+def commands_of(page: str) -> list[list[str]]:
+    """The commands in a page's plain blocks, in order."""
+    blocks = "\n".join(re.findall(r"^```\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL))
+    return [line.split() for line in blocks.splitlines() if line.startswith(("pipestill ", "snakemake "))]
+
+
+def with_photographs(root: Path) -> Project:
+    """A fresh checkout, the demo's parameters in it, and photographs of two classes beside them."""
     from PIL import Image
 
-    import pipestill
-
-    text = (ROOT / "README.md").read_text()
-    blocks = "\n".join(re.findall(r"^```\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL))
-    commands = re.findall(r"^(pipestill|snakemake) (.*)$", blocks, flags=re.MULTILINE)
-    assert [program for program, _ in commands] == ["pipestill", "pipestill", "snakemake", "snakemake"]
-    project = make_project(tmp_path / "project")
+    project = make_project(root)
     for label in ("cats", "dogs"):
         for number in range(8):
             file = project.root / "photos" / label / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             shade = 10 * number + 100 * (label == "dogs")
             Image.new("RGB", (40, 36), (shade, 255 - shade, number)).save(file)
-    for program, arguments in commands[:3]:
-        project.run(program, *arguments.split())
+    return project
+
+
+def test_the_readmes_commands_parse(tmp_path: Path) -> None:
+    """Its own images, from the check of a folder to the plan; its Python names what there is."""
+    import pipestill
+
+    text = (ROOT / "README.md").read_text()
+    commands = commands_of(text)
+    assert [command[0] for command in commands] == ["pipestill", "pipestill", "snakemake", "snakemake"]
+    project = with_photographs(tmp_path / "project")
+    for command in commands[:3]:
+        project.run(*command)
     assert (project.root / "photos-report" / "report.html").exists()
     assert config.load(project.root / "params.yaml").data.path == "photos"
     assert {"dataset", "train@teacher", "report"} <= project.planned().keys()
     for name in re.findall(r"pipestill\.(\w+)\(", text):
         assert name in pipestill.__all__
+
+
+def test_the_dataset_stages_examples_run(tmp_path: Path) -> None:
+    """Those of its help, then those of its page, on ordinary photographs beside the demo's parameters."""
+    from pipestill.stages import dataset
+
+    shown = [line.split() for line in dataset.EXAMPLES.replace("\\\n", " ").splitlines() if line]
+    told = commands_of((ROOT / "docs" / "stages" / "dataset.md").read_text())
+    assert (len(shown), len(told)) == (3, 6)
+    project = with_photographs(tmp_path / "project")
+    for examples in (shown, told):
+        for command in examples:
+            project.run(*command)
+        index = json.loads((project.root / "artifacts/dataset/index.json").read_text())
+        assert (index["count"], index["resolution"], index["channels"]) == (16, 32, 3)
+        assert index["classes"] == ["cats", "dogs"]
+        assert (project.root / "photos.lmdb").is_file()
+        assert (project.root / "photos-report" / "report.html").is_file()
+        for made in ("artifacts", "photos-report"):
+            shutil.rmtree(project.root / made)
+        (project.root / "photos.lmdb").unlink()
 
 
 def test_the_readme_holds_the_committed_results(tmp_path: Path) -> None:

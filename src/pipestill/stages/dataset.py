@@ -31,8 +31,10 @@ if TYPE_CHECKING:
 VERSION = 1
 PRINTED = 20  # bad files that are printed; the report has them all
 EXAMPLES = """
-  pipestill dataset --output artifacts/dataset data.path=photos data.resolution=64
-  pipestill dataset --check photos --report photos-report
+  pipestill dataset --check photos --report photos-report data.resolution=32 data.color=rgb data.transform=center-crop
+  pipestill dataset --output artifacts/dataset \\
+      data.path=photos data.resolution=32 data.color=rgb data.transform=center-crop
+  pipestill dataset --export-lmdb photos.lmdb --dataset artifacts/dataset --part train
 """
 
 
