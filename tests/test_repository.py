@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from pipestill import config
 from workflow_project import Project, make_project
@@ -47,6 +52,30 @@ def test_linters_find_nothing(command: str) -> None:
     program, *arguments = command.split()
     done = subprocess.run([BIN / program, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
+    """Extras may hold programs that nothing imports; the core may not."""
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [text for texts in wanted["optional-dependencies"].values() for text in texts]
+    core, every = distributions(wanted["dependencies"]), distributions(wanted["dependencies"] + extras)
+    found: set[str] = set()
+    for file in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                found.add(node.module.partition(".")[0])
+    homes = metadata.packages_distributions()
+    foreign = found - sys.stdlib_module_names - {"pipestill"}
+    imported = {name: distributions(homes[name]) for name in foreign if name in homes}
+    assert {name for name, homes in imported.items() if not homes & every} == set()
+    assert core - set().union(*imported.values()) == set()
+
+
+def distributions(requirements: list[str]) -> set[str]:
+    """The distributions that requirements name, in the one spelling of their names."""
+    return {canonicalize_name(Requirement(text).name) for text in requirements}
 
 
 def forbidden(text: str) -> list[str]:

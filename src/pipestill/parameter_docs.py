@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any, get_args, get_origin
 
 import yaml
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from pipestill.config import Params, Section
 
+LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}  # as pydantic's constraints call them
 HEAD = """\
 # Parameters
 
@@ -92,9 +92,9 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
 def _limits(metadata: list[Any]) -> Iterator[str]:
     for item in metadata:
         yield from _limits(list(getattr(item, "metadata", [])))
-        for kind, sign in ((Ge, "≥"), (Gt, ">"), (Le, "≤"), (Lt, "<")):
-            if isinstance(item, kind):
-                yield f"{sign} {getattr(item, kind.__name__.lower()):.10g}"
+        for name, sign in LIMITS.items():
+            if (limit := getattr(item, name, None)) is not None:
+                yield f"{sign} {limit:.10g}"
 
 
 def _comment(section: type[Section], name: str) -> str:
