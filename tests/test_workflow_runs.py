@@ -47,7 +47,15 @@ def test_after_snakemake_dvc_has_recorded_everything(finished: Project) -> None:
 def test_metrics_of_every_run_and_the_floor(finished: Project) -> None:
     shown = json.loads(finished.dvc("metrics", "show", "--json"))[""]["data"]
     assert set(shown) == {f"metrics/{name}.json" for name in ("floor", "teacher-2m-4", "student-10", "student-4")}
-    keys = {"fd_classifier", "fd_efficientnet_lite0", "class_accuracy", "diversity", "evaluations", "images"}
+    keys = {
+        "fd_classifier",
+        "fd_efficientnet_lite0",
+        "class_accuracy",
+        "diversity",
+        "evaluations",
+        "images",
+        "seconds_per_image",
+    }
     for name, entry in shown.items():
         assert keys <= set(entry["data"]), name
 
