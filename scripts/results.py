@@ -3,7 +3,7 @@
     python scripts/results.py            # write it
     python scripts/results.py --check    # only say whether it is current (exit 1 where it is not)
 
-Columns and order are those of `pipestill report --print-table`. Imports nothing heavy.
+Runs, columns and order are those of `pipestill report --print-table`. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import re
 from pathlib import Path
 
+from pipestill.errors import InputError
 from pipestill.reporting import figures
 from pipestill.reporting.table import columns
 
@@ -28,7 +29,10 @@ def main() -> int:
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE")
     options = parser.parse_args()
     text = options.readme.read_text()
-    wanted = filled(text, results(options.metrics))
+    try:
+        wanted = filled(text, results(options.metrics))
+    except InputError as error:
+        raise SystemExit(f"results.py: {error}") from None
     if options.check or wanted == text:
         print(f"{options.readme.name} is {'current' if wanted == text else 'not current: python scripts/results.py'}")
         return int(wanted != text)

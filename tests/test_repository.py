@@ -203,6 +203,7 @@ def test_the_readme_holds_the_committed_results(tmp_path: Path) -> None:
     if (ROOT / ".git").exists():
         folder = tmp_path / "metrics"
         folder.mkdir()
+        (tmp_path / "params.yaml").write_bytes(git("show", ":params.yaml"))
         for name in git("ls-files", "-z", "metrics").decode().split("\0"):
             if name:
                 (folder / Path(name).name).write_bytes(git("show", f":{name}"))

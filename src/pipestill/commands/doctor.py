@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -60,6 +61,7 @@ def main(options: argparse.Namespace) -> None:
         programs,
         lambda: project(root),
         lambda: parameters(root),
+        lambda: metrics(root),
         work_in_progress,
         lambda: stages(root, quick=options.quick),
     ]
@@ -182,6 +184,18 @@ def parameters(root: Path) -> Iterator[Line]:
         return
     edited = configure.edited(path.read_text())
     yield Line("ok", "params.yaml is in order" + (", with edits by hand" if edited else ""))
+
+
+def metrics(root: Path) -> Iterator[Line]:
+    """Metrics files that another experiment left."""
+    from pipestill.reporting.table import strays
+
+    try:
+        others = [shlex.quote(str(file.relative_to(root))) for file in strays(root / "metrics")]
+    except PipestillError:
+        return  # said above
+    if others:
+        yield Line("warn", f"tables leave out runs that params.yaml does not name: rm {' '.join(others)}")
 
 
 def work_in_progress() -> Iterator[Line]:

@@ -1,12 +1,18 @@
-"""The results as a small table for terminals, read from the metrics files alone; imports nothing heavy."""
+"""The results as a small table for terminals, read from the metrics files alone; imports nothing heavy.
+
+Where a params.yaml lies beside the folder of metrics, the table is that of its runs.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from pipestill import config
 from pipestill.errors import InputError
+from pipestill.progress import say
 from pipestill.reporting import figures
 
 FLOOR = "floor"
@@ -15,16 +21,23 @@ FLOOR = "floor"
 def results_table(folder: Path) -> str:
     """The table over `<folder>/<run>.json`, the floor first, then by falling number of evaluations.
 
-    Raises InputError where the folder holds no metrics or a file cannot be read.
+    Raises InputError where the folder holds no metrics of those runs or a file cannot be read.
     """
     return _render(columns(folder))
 
 
 def columns(folder: Path) -> list[tuple[str, list[str]]]:
-    """The table's columns, each its head and its cells, one cell a run; the first names the runs."""
-    runs = {file.stem: _read(file) for file in sorted(folder.glob("*.json"))}
+    """The table's columns, each its head and its cells, one cell a run; the first names the runs.
+
+    Names on standard error what it leaves out.
+    """
+    others = strays(folder)
+    if others:
+        say(f"left out, for params.yaml does not name them: {', '.join(file.stem for file in others)}")
+    runs = {file.stem: _read(file) for file in sorted(folder.glob("*.json")) if file not in others}
     if not runs:
-        raise InputError(f"{folder} holds no metrics (*.json): run pipestill evaluate with --metrics first")
+        which = " of the runs that params.yaml names" if others else ""
+        raise InputError(f"{folder} holds no metrics{which} (*.json): run pipestill evaluate with --metrics first")
     spaces = figures.extractors(runs.values())
     order = sorted(runs, key=lambda name: _place(name, runs[name], spaces))
     made = [("", [_title(name) for name in order])]
@@ -37,6 +50,18 @@ def columns(folder: Path) -> list[tuple[str, list[str]]]:
     times = [figures.duration(figures.value(runs[name], "seconds_per_image") or None) for name in order]
     made.append(("an image", times))
     return made
+
+
+def strays(folder: Path) -> list[Path]:
+    """Metrics files of runs that the params.yaml beside the folder does not name; none where no such file lies there.
+
+    Raises InputError where it is not in order.
+    """
+    params = Path(os.path.abspath(folder)).parent / "params.yaml"
+    if not params.exists():
+        return []
+    named = {FLOOR, *config.load(params).sampling.runs}
+    return [file for file in sorted(folder.glob("*.json")) if file.stem not in named]
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -49,7 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--partial", action="store_true", help="leave out what is missing or made from other inputs, and say so"
     )
     parser.add_argument(
-        "--print-table", type=Path, metavar="DIR", help="print the metrics in DIR as a small table, and nothing else"
+        "--print-table",
+        type=Path,
+        metavar="DIR",
+        help="print the metrics in DIR as a small table, and nothing else; a params.yaml beside DIR says of which runs",
     )
 
 
