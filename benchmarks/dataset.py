@@ -10,6 +10,7 @@ float32 images in [-1, 1] with labels; the files are in the page cache for all o
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -153,7 +154,7 @@ def pipestill(cache: Any) -> Read:
 
     dataset = open_dataset(Path("built"))
     loader = Loader(dataset, "train", batch=BATCH, seed=0, cache=cache, device=torch.device("cpu"))
-    return lambda: ((batch.images, batch.labels) for batch in loader.prefetch(0, 10**6))
+    return lambda: ((batch.images, batch.labels) for batch in map(loader.batch, itertools.count()))
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

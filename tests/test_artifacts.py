@@ -171,6 +171,102 @@ def test_two_processes_cannot_write_one_artefact(tmp_path: Path) -> None:
     assert make(tmp_path / "a") is not None
 
 
+def test_the_lock_is_the_outputs_wherever_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = {"kind": "dataset", "stage": "dataset", "version": 1, "parameters": {}, "inputs": {}}
+    with open_work(output=tmp_path / "a", **work) as held:  # type: ignore[arg-type]
+        staging = held.staging()
+        monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "other runs"))
+        with (
+            pytest.raises(SurroundingsError, match="being written by another process"),
+            open_work(output=tmp_path / "a", **work),  # type: ignore[arg-type]
+        ):
+            pass
+        assert staging.is_dir()
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_what_a_kill_left_is_swept(tmp_path: Path) -> None:
+    work = {"kind": "dataset", "stage": "dataset", "version": 1, "parameters": {"resolution": 8}, "inputs": {}}
+    with open_work(output=tmp_path / "a", **work) as opened:  # type: ignore[arg-type]
+        (opened.state / ".state.pt.77.partial").write_text("torn")
+    with open_work(output=tmp_path / "a", **work) as opened:  # type: ignore[arg-type]
+        assert not list(opened.state.iterdir())
+        (opened.staging() / "x").write_text("x")
+        opened.publish(tmp_path / ".a.partial", {})
+        (opened.state / "late").write_text("killed after publishing")
+    with open_work(output=tmp_path / "a", **work) as opened:  # type: ignore[arg-type]
+        assert opened.done is not None
+        assert not (opened.folder / "state").exists()
+
+
+@pytest.mark.parametrize("there", ["folder", "file", "damaged", "other kind", "input", "below a file"])
+def test_what_is_no_older_artefact_of_the_kind_is_never_replaced(tmp_path: Path, there: str) -> None:
+    place, changes, message = tmp_path / "place", {}, "is no artefact: name another --output"
+    if there == "folder":
+        place.mkdir()
+        (place / "thesis.txt").write_text("years of work")
+    elif there == "file":
+        place.write_text("years of work")
+    elif there == "damaged":
+        make(place)
+        (place / "manifest.json").write_text("{")
+    elif there == "other kind":
+        make(place, kind="model")
+        message = "is a model artefact, a dataset would replace it"
+    elif there == "input":
+        made = make(place)
+        assert made is not None
+        changes, message = {"inputs": {"teacher": made.as_input}}, "is an input of this work"
+    else:
+        place.write_text("years of work")
+        message = "is no folder, nothing can lie below it"
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "runs" not in path.parts}
+    with pytest.raises(InputError, match=message):
+        make(place / "below" if there == "below a file" else place, **changes)
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and "runs" not in path.parts}
+    assert after == before
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert make(tmp_path / "a") is not None
+
+
+def test_a_missing_view_is_missed(tmp_path: Path) -> None:
+    with open_work(kind="report", stage="report", version=1, parameters={}, inputs={}, output=tmp_path / "a") as work:
+        staging = work.staging()
+        (staging / "index.html").write_text("took 3 s")
+        work.publish(staging, {}, views=("index.html",))
+    (tmp_path / "a" / "index.html").unlink()
+    with pytest.raises(InputError, match=r"index\.html is missing"):
+        artifacts.read(tmp_path / "a", "report")
+
+
+@pytest.mark.parametrize("library", ["numpy", "safetensors"])
+def test_a_full_disk_is_said_whoever_writes(tmp_path: Path, library: str) -> None:
+    """A limit on the size of a file stands for the disk; neither library raises what a plain write would."""
+    script = f"""
+import resource, signal, sys
+from pathlib import Path
+import numpy, torch
+from pipestill.errors import SurroundingsError
+from pipestill.work import writing
+from safetensors.torch import save_file
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    with writing(Path("place")):
+        if {library!r} == "numpy":
+            numpy.save("x.npy", numpy.zeros(1_000_000))
+        else:
+            save_file({{"x": torch.zeros(1_000_000)}}, "x.safetensors")
+except SurroundingsError as error:
+    sys.exit(0 if "place could not be written" in str(error) else 1)
+sys.exit(2)
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False).returncode == 0
+
+
 def test_state_survives_until_the_artefact_is_there(tmp_path: Path) -> None:
     work = {"kind": "dataset", "stage": "dataset", "version": 1, "parameters": {}, "inputs": {}}
 

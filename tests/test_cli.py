@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from images import class_folders
+from pipestill import cli
 
 
 @pytest.mark.parametrize("arguments", [("config", "--docs"), ("config", "--schema")])
@@ -17,3 +21,52 @@ def test_a_reader_that_leaves_ends_it_quietly(arguments: tuple[str, ...]) -> Non
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trian", "--help"], "there is no command 'trian'; did you mean 'train'?"),
+        (["foo"], "there is no command 'foo' (there are: example, dataset,"),
+        (["config", "=3"], "'=3' names no parameter"),
+        (["config", "--check", "params.yaml"], "params.yaml cannot be read (it is no text)"),
+        (["dataset", "--output", "file/x", "data.path=photos"], "file is no folder"),
+        (["dataset", "--check", "photos", "--report", "file"], "file: File exists: name another place"),
+        (["train", "--name", "teacher", "--dataset", "x", "--output", "y", "--deadline-min", "-5"], "0 or more"),
+        (["config", "experiment=own", "data.path=x", "data.resolution=33"], "and 33 pixels cannot be"),
+        (["config", "data.labels=false"], "data.labels=false leaves no classes: take classifier out of"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_2(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("a file")
+    class_folders(Path("photos"))
+    if "params.yaml" in arguments:
+        Path("params.yaml").write_bytes(b"\xff\xfe\x00")
+    assert cli.main(arguments) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pipestill")]
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert Path("file").read_text() == "a file"
+
+
+def test_a_work_folder_that_is_a_file_is_the_users_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("a file")
+    monkeypatch.setenv("PIPESTILL_RUNS", "file")
+    assert cli.main(["example", "--name", "digits", "--output", "out"]) == 2
+    assert "file/locks is no folder" in capsys.readouterr().err
+
+
+def test_a_deadline_that_is_no_time_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    class_folders(Path("photos"))
+    monkeypatch.setenv("PIPESTILL_DEADLINE", "abc")
+    assert cli.main(["dataset", "--output", "out", "data.path=photos"]) == 2
+    assert "PIPESTILL_DEADLINE=abc is no time" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -65,21 +66,27 @@ def test_ranks_together_see_the_batch_of_one(dataset: Dataset, size: int) -> Non
 
 
 @pytest.mark.parametrize("cache", CACHES)
-def test_prefetch_gives_the_same_batches_from_any_step(dataset: Dataset, cache: str) -> None:
+def test_a_batch_is_the_same_whatever_was_asked_for_before(dataset: Dataset, cache: str) -> None:
     batches = loader(dataset, cache)
-    for step, batch in enumerate(batches.prefetch(4, 11), start=4):
-        assert torch.equal(batch.images, batches.batch(step).images)
-        assert torch.equal(batch.positions, batches.batch(step).positions)
-    assert step == 10
+    for step in (4, 5, 6, 2, 3, 9, 4):
+        batch, wanted = batches.batch(step), loader(dataset).batch(step)
+        assert torch.equal(batch.images, wanted.images)
+        assert torch.equal(batch.positions, wanted.positions)
 
 
-def test_a_prefetch_left_early_ends_its_thread(dataset: Dataset) -> None:
-    import threading
+def test_the_next_batch_is_read_while_this_one_is_in_use(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Dataset.images
+    batches, seen = loader(dataset, "none"), threading.Semaphore(0)
 
-    before = threading.active_count()
-    for _ in loader(dataset).prefetch(0, 1000):
-        break
-    assert threading.active_count() == before
+    def watched(self: Dataset, indices: Any) -> Any:
+        found = read(self, indices)
+        seen.release()
+        return found
+
+    monkeypatch.setattr(Dataset, "images", watched)
+    batches.batch(0)
+    assert seen.acquire(timeout=60)
+    assert seen.acquire(timeout=60)  # step 1, which nobody has asked for yet
 
 
 def test_what_goes_wrong_in_the_thread_is_raised(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +97,7 @@ def test_what_goes_wrong_in_the_thread_is_raised(dataset: Dataset, monkeypatch: 
 
     monkeypatch.setattr(Dataset, "images", fail)
     with pytest.raises(RuntimeError, match="the disk is gone"):
-        next(iter(batches.prefetch(0, 5)))
+        batches.batch(0)
 
 
 def test_what_cannot_be_is_refused(dataset: Dataset) -> None:
@@ -106,7 +113,9 @@ def test_what_cannot_be_is_refused(dataset: Dataset) -> None:
 @pytest.mark.parametrize("cache", CACHES)
 def test_a_gpu_gets_the_batches_of_the_cpu(dataset: Dataset, cache: str) -> None:
     wanted = loader(dataset)
-    for step, batch in enumerate(loader(dataset, cache, device=torch.device("cuda", 0)).prefetch(0, 10)):
+    batches = loader(dataset, cache, device=torch.device("cuda", 0))
+    for step in range(10):
+        batch = batches.batch(step)
         assert batch.images.is_cuda
         assert batch.labels.is_cuda
         assert torch.equal(batch.images.cpu(), wanted.batch(step).images)

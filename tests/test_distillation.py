@@ -17,6 +17,7 @@ from pipestill.distillation import losses, rollout
 from pipestill.distillation.discriminator import FakeScore, Head, build_head
 from pipestill.distillation.dmd2 import Distillation, frozen
 from pipestill.distributed import World
+from pipestill.errors import InputError
 from pipestill.networks.model import ModelCard, NativeSchedule, wrap
 from pipestill.networks.unet import build_unet, encoder_view
 
@@ -51,10 +52,9 @@ class NoValidation:
         return 1.0
 
 
-def distillation(**overrides: Any) -> Distillation:
-    params = StudentParams(
-        teacher="teacher", init="teacher", steps=3, iterations=4, batch=6, update_ratio=2, **overrides
-    )
+def distillation(world: World | None = None, **overrides: Any) -> Distillation:
+    usual = {"teacher": "teacher", "init": "teacher", "steps": 3, "iterations": 4, "batch": 6, "update_ratio": 2}
+    params = StudentParams.model_validate(usual | overrides)
     teacher = network(0).requires_grad_(False).eval()
     student, score = copy.deepcopy(teacher).requires_grad_(True), network(1)
     native = NativeSchedule(params.steps, params.transition, params.sigma_max, params.sigma_min, params.rho)
@@ -70,7 +70,7 @@ def distillation(**overrides: Any) -> Distillation:
         params=params,
         loader=RealImages(6),  # type: ignore[arg-type]
         validation=NoValidation(),  # type: ignore[arg-type]
-        world=World(0, 1, torch.device("cpu")),
+        world=world or World(0, 1, torch.device("cpu")),
     )
 
 
@@ -165,6 +165,14 @@ def test_losses_can_be_switched_off() -> None:
     late = distillation(gan=GanParams(start=1))
     assert "gan_generator_loss" not in late.update(0)
     assert "gan_generator_loss" in late.update(1)
+    alone = distillation(dm={"weight": 0.0}, gan=GanParams(generator_weight=1.0, start=1))
+    before = weights(alone._student)
+    alone.update(0)
+    assert not changed(before, alone._student)
+    alone.update(1)
+    assert changed(before, alone._student)
+    with pytest.raises(ValueError, match="would learn nothing"):
+        distillation(dm={"weight": 0.0}, gan=GanParams(generator_weight=0, discriminator_weight=0))
 
 
 def test_labels_are_dropped_once_before_every_network() -> None:
@@ -189,14 +197,60 @@ def test_the_stop_step_is_a_function_of_the_turn_and_covers_all_steps() -> None:
     assert {round(sigma, 4) for sigma in sigmas} == {round(float(sigma), 4) for sigma in run._sigmas[:-1]}
 
 
-def test_ranks_work_on_different_items() -> None:
-    run = distillation(rollout="every_step")
-    own = {}
-    for rank in range(2):
-        run._world = World(rank, 2, torch.device("cpu"))
-        own[rank] = {turn: set(run._rollout(turn)[1].tolist()) for turn in range(3)}
-    items = [item for turns in own.values() for turn in turns.values() for item in turn]
-    assert len(items) == len(set(items))
+@pytest.mark.parametrize("mode", ["every_step", "fresh"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_batch_and_its_gradient_are_the_same_over_any_number_of_ranks(
+    mode: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks that are not wrapped in DDP here; its mean over them is taken by hand."""
+    monkeypatch.setattr("pipestill.distillation.dmd2.distributed", lambda module, world: module)
+    monkeypatch.setattr("pipestill.training.optimizers.step", lambda *_: torch.zeros(()))  # gradients stay
+
+    def run(world: World) -> tuple[list[int], dict[str, Tensor], dict[str, Tensor]]:
+        made = distillation(world, rollout=mode, batch=20, gan=GanParams(generator_weight=0, discriminator_weight=0))
+        states, items = made._rollout(5)
+        x0, figures = made._update_generator(0, states, items)
+        figures |= made._update_fake(5, x0, states.condition, items)
+        gradients = {
+            f"{name}/{key}": parameter.grad.clone()
+            for name, module in (("student", made._student), ("fake", made._fake))
+            for key, parameter in module.named_parameters()
+            if parameter.grad is not None
+        }
+        return items.tolist(), figures, gradients
+
+    items, figures, gradients = run(World(0, 1, torch.device("cpu")))
+    ranks = [run(World(rank, size, torch.device("cpu"))) for rank in range(size)]
+    assert sorted(item for rank in ranks for item in rank[0]) == sorted(items)
+    if (mode, size) != ("fresh", 2):  # 7 trajectories, or 20 states over three ranks
+        assert len({len(rank[0]) for rank in ranks}) > 1
+    for name in ("dm_loss", "fake_score_loss"):
+        torch.testing.assert_close(sum(rank[1][name] for rank in ranks) / size, figures[name], rtol=1e-5, atol=1e-7)
+    for name, whole in gradients.items():
+        mean = sum(rank[2][name] for rank in ranks) / size
+        assert torch.linalg.norm(mean - whole) <= 1e-4 * torch.linalg.norm(whole) + 1e-8, name
+
+
+def test_ranks_without_a_trajectory_are_refused() -> None:
+    with pytest.raises(InputError, match="gives 2 trajectories of 3 steps, too few for 3 ranks"):
+        distillation(World(0, 3, torch.device("cpu")), rollout="every_step")
+
+
+@pytest.mark.parametrize("mode", ["every_step", "fresh"])
+def test_checkpointing_changes_no_gradient(mode: str) -> None:
+    """The backward pass runs forward once more, the frozen fake score within it too."""
+    ends = []
+    for checkpointing in (False, True):
+        run = distillation(rollout=mode, gan=GanParams(generator_weight=0.5, discriminator_weight=0.5))
+        for module in (run._student, run._fake.denoiser):
+            module.train()  # what Diffusers' checkpointing asks for; there is no dropout here
+            if checkpointing:
+                module.network.enable_gradient_checkpointing()
+        for step in range(2):
+            run.update(step)
+        ends.append(weights(run._student) | weights(run._fake))
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][name], tensor, rtol=1e-5, atol=1e-6)
 
 
 def test_state_round_trip_goes_on_bit_for_bit() -> None:

@@ -56,7 +56,7 @@ def test_precision_and_recall_by_brute_force(monkeypatch: pytest.MonkeyPatch) ->
     assert 0.1 < expected[0] < 0.9
     assert expected[0] != expected[1]
     assert metrics.precision_recall(generated, real, neighbours=3) == pytest.approx(expected)
-    monkeypatch.setattr(metrics, "ROWS", 7)
+    monkeypatch.setattr(metrics, "BLOCK_BYTES", 7 * 8 * 50)  # blocks of seven rows
     assert metrics.precision_recall(generated, real, neighbours=3) == pytest.approx(expected)
 
 
@@ -82,7 +82,7 @@ def test_a_lost_mode_costs_recall_and_not_precision() -> None:
 
 def test_nearest_by_brute_force_and_without_oneself(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = points(40, 5, 11)
-    monkeypatch.setattr(metrics, "ROWS", 6)
+    monkeypatch.setattr(metrics, "BLOCK_BYTES", 1000)
     sample = points(17, 5, 12)
     torch.testing.assert_close(metrics.nearest(sample, pool).numpy(), distances(sample, pool).min(1))
     own = torch.tensor([3, 0, 39, 7, 8, 9, 10, 12])

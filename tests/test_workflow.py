@@ -85,6 +85,15 @@ def test_a_mistake_in_the_parameters_is_one_line(
     assert line.startswith("params.yaml: ")
 
 
+def test_a_rate_as_dvc_writes_it_is_the_number_that_it_says(project: Project, tmp_path: Path) -> None:
+    """`dvc exp run -S …=2e-5` writes 2e-05, which YAML 1.1 takes for a text."""
+    edited = project.copy(tmp_path / "edited")
+    text = (edited.root / "params.yaml").read_text()
+    assert "generator_lr: 5.0e-05" in text
+    (edited.root / "params.yaml").write_text(text.replace("generator_lr: 5.0e-05", "generator_lr: 2e-05"))
+    assert edited.planned().keys() == dvc_stages(edited.root).keys()
+
+
 def test_parameters_on_snakemakes_command_line_are_refused(project: Project) -> None:
     output = project.snakemake("--dry-run", "--config", "report={title: other}", code=1)
     assert "the stages read params.yaml alone" in output

@@ -159,6 +159,22 @@ def test_what_is_stale_is_neither_recorded_nor_accepted(finished: Project, tmp_p
     assert project.planned().keys() == stale
 
 
+def test_what_is_damaged_is_neither_recorded_nor_accepted(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    store = project.root / "artifacts/dataset/images.lmdb"
+    content = bytearray(store.read_bytes())
+    content[len(content) // 2] ^= 1
+    store.unlink()  # DVC's copies are links
+    store.write_bytes(content)
+    (project.root / "artifacts/report/index.html").unlink()
+    said = project.pipestill("record")
+    assert re.search(r"not recorded: dataset: .*images\.lmdb differs from its manifest", said)
+    assert re.search(r"not recorded: report: .*index\.html is missing", said)
+    said = project.pipestill("sync")
+    assert re.search(r"left to run: dataset: .*images\.lmdb differs from its manifest", said)
+    assert re.search(r"left to run: report: .*index\.html is missing", said)
+
+
 def test_metrics_that_are_not_the_artefacts_are_not_recorded(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     path = project.root / "metrics" / "student-4.json"

@@ -144,6 +144,9 @@ def read(path: Path, kind: str) -> Artifact:
             raise InputError(f"{file} is missing: {path} is not whole, rebuild it or pull it again")
         if file.stat().st_size != entry.size:
             raise InputError(f"{file} has {file.stat().st_size} bytes, {entry.size} were written: rebuild {path}")
+    for name in manifest.views:
+        if not (path / name).is_file():
+            raise InputError(f"{path / name} is missing: {path} is not whole, rebuild it or pull it again")
     return Artifact(path, manifest)
 
 
@@ -173,12 +176,34 @@ def describe_files(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, F
     return files
 
 
+def check_place(path: Path, kind: str, inputs: Mapping[str, InputEntry]) -> None:
+    """Raises InputError where an artefact published at `path` would replace anything but an older one of its kind.
+
+    Free are a place where nothing is, an empty folder, and an artefact of the same kind that is no input of the work.
+    """
+    if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
+        return
+    try:
+        body = json.loads((path / MANIFEST).read_text())
+        found, payload = str(body["kind"]), str(body["payload"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{path} is there and is no artefact: name another --output, or remove it") from None
+    if found != kind:
+        raise InputError(
+            f"{path} is a {found} artefact, a {kind} would replace it: name another --output, or remove it"
+        )
+    if payload in {entry.payload for entry in inputs.values()}:
+        raise InputError(f"{path} is an input of this work, its result would replace it: name another --output")
+
+
 def publish(staging: Path, final: Path, manifest: Manifest) -> Artifact:
     """Puts a finished folder in its place in one step: a reader sees the old artefact, the new one, or none.
 
     `staging` must be on the file system of `final`. Every file is fsynced before the manifest is written; an old
-    artefact is exchanged and then removed.
+    artefact is exchanged and then removed. Raises InputError where something else than an artefact of this kind is
+    there (`check_place`), SurroundingsError where it cannot be written.
     """
+    check_place(final, manifest.kind, manifest.inputs)
     try:
         _sync_below(staging, [*manifest.files, *manifest.views])
         (staging / MANIFEST).write_text(manifest.to_json())

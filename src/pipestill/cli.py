@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 from pipestill import __version__, launch
-from pipestill.errors import InputError, PipestillError, Stopped, SurroundingsError
+from pipestill.errors import InputError, PipestillError, Stopped, SurroundingsError, nearest
 
 COMMANDS = {
     "example": "write an embedded data set as a folder of PNGs by class",
@@ -38,6 +38,7 @@ COMMANDS = {
     "trace": "print the chain from a figure back to the images",
     "doctor": "check this installation and this project",
 }
+MISPLACED = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 STOPPED = "PIPESTILL_STOPPED"  # names a file that a stage leaves when it stops with exit 75, for `pipestill repro`
 EXIT_CODES = (
     "exit codes: 0 done, or nothing to do; 75 stopped with its state saved, start it again; "
@@ -48,6 +49,9 @@ EXIT_CODES = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
+        print(f"pipestill: there is no command '{arguments[0]}'{nearest(arguments[0], COMMANDS)}", file=sys.stderr)
+        return InputError.exit_code
     if not arguments or arguments[0] not in COMMANDS:
         parser = _top_level()
         parser.parse_args(arguments)
@@ -58,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     if launch.is_rank():
         launch.die_with_launcher()
+        launch.watch_siblings()
     code, message = _guarded(name, rest)
     if message and not launch.is_rank():
         print(f"pipestill {name}: {message}", file=sys.stderr)
@@ -85,6 +90,8 @@ def _guarded(name: str, arguments: list[str]) -> tuple[int, str]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             where = f" ({error.filename})" if error.filename else ""
             return SurroundingsError.exit_code, f"{error.strerror}{where}: free some space or mend it, then go on"
+        if isinstance(error, MISPLACED) and error.filename:
+            return InputError.exit_code, f"{error.filename}: {error.strerror}: name another place, or make room there"
         traceback.print_exc()
         return 1, f"{type(error).__name__}: {error}"
     except KeyboardInterrupt:

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from pipestill.errors import InputError
-from pipestill.explain import explain, nearest
+from pipestill.errors import InputError, nearest
+from pipestill.explain import explain
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Positive = Annotated[int, Field(ge=1)]
@@ -128,6 +128,16 @@ class NetworkParams(Section):
     head_channels: Positive = 8
     norm_groups: Positive = 8
     dropout: Fraction = 0.0
+
+    def misfit(self, resolution: int) -> str | None:
+        """Why the network cannot take images of this side; None where it can."""
+        levels = len(self.channels)
+        if resolution % 2 ** (levels - 1) == 0:
+            return None
+        return (
+            f"a network of {levels} levels halves its images {levels - 1} times, and {resolution} pixels cannot be: "
+            f"use a resolution that {2 ** (levels - 1)} divides, or fewer network.channels"
+        )
 
     @model_validator(mode="after")
     def _one_flag_a_level(self) -> Self:
@@ -301,8 +311,10 @@ class StudentParams(Section):
     threads: Positive = 1
 
     @model_validator(mode="after")
-    def _range_is_a_range(self) -> Self:
+    def _something_to_learn(self) -> Self:
         _ordered(self.sigma_min, self.sigma_max)
+        if self.dm.weight == 0 and self.gan.generator_weight == 0:
+            raise ValueError("dm.weight and gan.generator_weight are both 0: the student would learn nothing")
         return self
 
 
@@ -412,6 +424,12 @@ class Params(Section):
         clash = set(self.teachers) & set(students)
         if clash:
             raise ValueError(f"'{min(clash)}' names both a teacher and a student")
+        for name, teacher in self.teachers.items():
+            misfit = teacher.network.misfit(self.data.resolution)
+            if misfit is not None:
+                raise ValueError(f"teachers.{name}: {misfit}")
+        if not self.data.labels:
+            self._nothing_asks_for_classes()
         for name in self.tune:
             _known(f"tune.{name}", name, self.teachers, "teacher")
             if not any(run.sigmas == f"tuned/{name}" for run in self.sampling.runs.values()):
@@ -438,14 +456,23 @@ class Params(Section):
                 )
         return self
 
+    def _nothing_asks_for_classes(self) -> None:
+        if "classifier" in self.reference.protocol.extractors:
+            raise ValueError(
+                "data.labels=false leaves no classes: take classifier out of reference.protocol.extractors"
+            )
+        for name, run in self.sampling.runs.items():
+            if run.plan != "none":
+                raise ValueError(f"sampling.runs.{name}.plan={run.plan}: data.labels=false leaves no classes, use none")
+
 
 def _known(where: str, name: str, known: Mapping[str, Any] | Sequence[str], what: str) -> None:
     if name not in known:
         raise ValueError(f"{where}: '{name}' is no {what}{nearest(name, known)}")
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML 1.2's floats: 1e-4 is a number (PyYAML alone reads it as text)."""
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML 1.2's floats: 1e-4 is a number (PyYAML alone reads it as text). In C where PyYAML was built so."""
 
 
 _Loader.add_implicit_resolver(
@@ -463,12 +490,22 @@ def parse_yaml(text: str) -> Any:
         raise InputError(f"not readable as YAML: {' '.join(str(error).split())}") from error
 
 
+def same(found: Any, stated: Any) -> bool:
+    """Whether another reader of YAML found what a parameter file states; one of YAML 1.1 takes 2e-05 for a text."""
+    if isinstance(found, Mapping) and isinstance(stated, Mapping):
+        return found.keys() == stated.keys() and all(same(found[key], stated[key]) for key in stated)
+    if isinstance(found, list) and isinstance(stated, list):
+        return len(found) == len(stated) and all(map(same, found, stated))
+    return bool(found == stated) or (isinstance(found, str) and parse_yaml(found) == stated)
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> Params:
     """Reads and checks a parameter file, `key.name=value` overrides applied. Raises InputError."""
     try:
         text = path.read_text()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): write one with pipestill config") from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise InputError(f"{path} cannot be read ({reason}): write one with pipestill config") from error
     body = parse_yaml(text)
     if not isinstance(body, dict):
         raise InputError(f"{path} holds no parameters: write it anew with pipestill config")

@@ -16,8 +16,7 @@ import yaml
 
 from pipestill import config, digests
 from pipestill.config import Params
-from pipestill.errors import InputError
-from pipestill.explain import nearest
+from pipestill.errors import InputError, nearest
 from pipestill.work import write_atomic
 
 DIGEST = "# digest of what follows: "
@@ -66,6 +65,8 @@ def _hydra_form(override: str, folder: Path) -> str:
     key, equals, _ = override.partition("=")
     if not equals or override[0] in "+~":
         return override
+    if not key:
+        raise InputError(f"'{override}' names no parameter: write GROUP=CHOICE or key.name=value")
     group = folder / key.split("@")[0]
     if group.is_dir():
         value = override.partition("=")[2]

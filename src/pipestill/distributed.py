@@ -6,7 +6,9 @@ no process group exists. A control group over gloo carries small objects and sto
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from pipestill.errors import InputError
 from pipestill.stopping import StopRequest
 
 Value = TypeVar("Value")
+_WORLDS = itertools.count()  # worlds that this process has left
 
 
 @dataclass
@@ -117,16 +120,25 @@ def world(*, device: str = "auto", threads: int = 1, timeout: float = 600.0) -> 
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     group = World(rank, size, chosen)
-    group.stop.listen()
-    if size == 1:
-        yield group
-        return
-    limit = timedelta(seconds=timeout)
-    backend = "nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=limit)
-    try:
-        group.control = dist.new_group(backend="gloo", timeout=limit)
-        yield group
-        dist.barrier(group=group.control)
-    finally:
-        dist.destroy_process_group()
+    with group.stop.listening():
+        if size == 1:
+            yield group
+            return
+        limit = timedelta(seconds=timeout)
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=limit)
+        try:
+            group.control = dist.new_group(backend="gloo", timeout=limit)
+            yield group
+            _await_leader(group)
+        finally:
+            dist.destroy_process_group()
+
+
+def _await_leader(group: World) -> None:
+    """Ranks leave after the leader, however long it works alone at the end: no collective waits for it."""
+    store, left = dist.distributed_c10d._get_default_store(), f"pipestill/left/{next(_WORLDS)}"
+    if group.leader:
+        store.set(left, "")
+    while not store.check([left]):
+        time.sleep(0.05)

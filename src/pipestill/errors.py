@@ -5,6 +5,8 @@ Every error here is printed as one line; anything else that escapes is a bug and
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class PipestillError(Exception):
     """An error whose message alone tells the reader what happened, where, and what to do."""
@@ -28,3 +30,12 @@ class Stopped(PipestillError):
     """The stage stopped at its time limit or on request, with its state saved: start it again."""
 
     exit_code = 75
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them."""
+    import difflib
+
+    names = [str(other) for other in known]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f" (there are: {', '.join(names) or 'none'})"

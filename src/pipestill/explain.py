@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
+
+from pipestill.errors import nearest
 
 
 def explain(section: type[BaseModel], problem: Any) -> str:
@@ -55,9 +55,3 @@ def _inner(annotation: Any) -> Any:
         if isinstance(found, type) and issubclass(found, BaseModel):
             return found
     return annotation
-
-
-def nearest(name: str, known: Mapping[str, Any] | Sequence[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or all of them."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f" (there are: {', '.join(map(str, known)) or 'none'})"

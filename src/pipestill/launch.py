@@ -11,11 +11,16 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-OUTCOME = "PIPESTILL_OUTCOME"  # variable naming the folder in which ranks leave their outcomes
+from pipestill.errors import InputError, Stopped, SurroundingsError
+
+OUTCOME = "PIPESTILL_OUTCOME"  # variable naming the folder in which ranks leave their outcomes and process ids
+GRACE = 5.0  # seconds between a rank's failure and the end of those that did not notice
+SHUTDOWN = 600  # seconds that ranks have to save their state and stop when they are asked to
 
 
 def is_rank() -> bool:
@@ -29,6 +34,43 @@ def die_with_launcher() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
         libc.prctl(set_parent_death_signal, signal.SIGKILL)
+
+
+def watch_siblings() -> None:
+    """Ends this rank a few seconds after another rank of this node failed, whatever it is waiting for by then.
+
+    A rank that computes, saves or waits for a GPU does not notice a lost peer by itself. Whoever notices in time leaves
+    an outcome of its own; the launcher names the first cause.
+    """
+    folder, own = Path(os.environ[OUTCOME]), os.environ["LOCAL_RANK"]
+    (folder / f"pid-{own}").write_text(str(os.getpid()))
+    others = [rank for rank in range(int(os.environ["LOCAL_WORLD_SIZE"])) if str(rank) != own]
+
+    def watch() -> None:
+        while not any(_failed(folder, rank) for rank in others):
+            time.sleep(0.2)
+        time.sleep(GRACE)
+        os._exit(SurroundingsError.exit_code)
+
+    threading.Thread(target=watch, name="siblings", daemon=True).start()
+
+
+def _failed(folder: Path, local_rank: int) -> bool:
+    """Whether a rank of this node has gone without having done its work or stopped as asked."""
+    try:
+        pid = int((folder / f"pid-{local_rank}").read_text())
+    except (FileNotFoundError, ValueError):
+        return False  # still starting
+    try:
+        os.kill(pid, 0)
+        return False
+    except ProcessLookupError:
+        pass
+    global_rank = int(os.environ["RANK"]) - int(os.environ["LOCAL_RANK"]) + local_rank
+    try:
+        return int((folder / str(global_rank)).read_text().split("\n", 2)[1]) not in (0, Stopped.exit_code)
+    except FileNotFoundError:
+        return True
 
 
 def run_ranks(ranks: int, argv: Sequence[str]) -> tuple[int, str]:
@@ -54,6 +96,8 @@ def run_ranks(ranks: int, argv: Sequence[str]) -> tuple[int, str]:
             monitor_interval=0.1,
             signals_to_handle="SIGTERM,SIGINT,SIGUSR2",
         )
+        if hasattr(config, "shutdown_timeout"):
+            config.shutdown_timeout = SHUTDOWN
         try:
             elastic_launch(config, sys.executable)("-m", "pipestill", *argv)
             return 0, ""
@@ -65,12 +109,18 @@ def run_ranks(ranks: int, argv: Sequence[str]) -> tuple[int, str]:
 
 
 def _outcome(folder: Path, killed: dict[int, int]) -> tuple[int, str]:
-    """The first outcome that a rank left; a rank that was killed left none and is named by its signal."""
+    """What went wrong first: wrong input, which no lost rank brings about; a killed rank; the first outcome left.
+
+    A rank that was killed left no outcome and is named by its signal.
+    """
     left = []
     for file in folder.iterdir():
         if file.name.isdigit():
             moment, exit_code, message = file.read_text().split("\n", 2)
             left.append((float(moment), int(file.name), int(exit_code), message))
+    for _, _, code, message in sorted(left):
+        if code == InputError.exit_code:
+            return code, message
     silent = sorted((rank, -number) for rank, number in killed.items() if not (folder / str(rank)).exists())
     if silent:
         first, number = silent[0]

@@ -6,7 +6,7 @@ It reads manifests and metrics; of a dataset's outside source it asks the digest
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -39,6 +39,15 @@ class Standing:
             except InputError as error:
                 self._problems[stage.address] = str(error)
         return self._problems[stage.address]
+
+    def examine(self, addresses: Collection[str]) -> None:
+        """Judges these stages by every byte of their artefacts, where sizes alone are asked for otherwise."""
+        for stage in self.pipeline.stages:
+            if stage.address in addresses and self.problem(stage) is None:
+                try:
+                    artifacts.verify(open_any(self.pipeline.root / stage.output))
+                except InputError as error:
+                    self._problems[stage.address] = str(error)
 
     def missing(self, stage: Stage) -> bool:
         return not (self.pipeline.root / stage.manifest).exists()

@@ -6,7 +6,14 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+
+from pipestill.errors import InputError
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+AGAIN = 2.0  # seconds after which another Ctrl-C is a second one; a launcher passes on the first at once
 
 
 class StopRequest:
@@ -14,8 +21,14 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._first: float | None = None  # when the first signal came
         deadline = os.environ.get("PIPESTILL_DEADLINE")  # Unix seconds, set by the launcher
-        self._deadline = float(deadline) if deadline else None
+        try:
+            self._deadline = float(deadline) if deadline else None
+        except ValueError:
+            raise InputError(
+                f"PIPESTILL_DEADLINE={deadline} is no time: give Unix seconds, or use --deadline-min"
+            ) from None
 
     def requested(self) -> bool:
         if self.reason is None and self._deadline is not None and time.time() >= self._deadline:
@@ -23,11 +36,21 @@ class StopRequest:
         return self.reason is not None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and self._first is not None and now - self._first > AGAIN:
+            raise KeyboardInterrupt  # whoever presses twice does not want to wait
+        self._first = self._first or now
         self.reason = signal.Signals(number).name
 
-    def listen(self) -> None:
+    @contextmanager
+    def listening(self) -> Iterator[None]:
         """Turns the stop signals into requests (in the main thread; elsewhere signals are not ours to take)."""
         if threading.current_thread() is not threading.main_thread():
+            yield
             return
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-            signal.signal(number, self._on_signal)
+        before = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipestill import artifacts, digests
+from pipestill import artifacts
 from pipestill.artifacts import Artifact, InputEntry, Manifest
 from pipestill.errors import InputError, Stopped, SurroundingsError
 
@@ -131,22 +131,36 @@ def open_work(
 ) -> Iterator[Work]:
     """Opens a piece of work; the leader (rank 0) holds its lock and that of the output until the end.
 
-    Raises SurroundingsError when another process holds either.
+    On other ranks `done` is None: the leader says whether there is anything to do. Raises InputError where the output
+    would replace something else, SurroundingsError when another process holds a lock.
     """
     output = Path(os.path.abspath(output))
     work = Work(kind, stage, version, parameters, inputs, output)
     with _locks(work) if leader else _nothing():
-        work.done = _finished(work)
-        if leader and work.done is None:
-            work.folder.mkdir(parents=True, exist_ok=True)
-            leftover = output.with_name(f".{output.name}.partial")
-            shutil.rmtree(leftover, ignore_errors=True)
+        if leader:
+            work.done = _finished(work)
+            if work.done is None:
+                artifacts.check_place(output, kind, inputs)
+        if leader:
+            _sweep(work)
         try:
             yield work
         except Stopped:
             if leader:
                 work.record()  # so that the seconds of all attempts add up
             raise
+
+
+def _sweep(work: Work) -> None:
+    """Makes room for the work, and removes what a kill left of an earlier attempt."""
+    shutil.rmtree(work.output.with_name(f".{work.output.name}.partial"), ignore_errors=True)
+    if work.done is not None:
+        shutil.rmtree(work.folder / "state", ignore_errors=True)
+        return
+    work.folder.mkdir(parents=True, exist_ok=True)
+    for partial in work.folder.rglob(".*.partial"):
+        if partial.is_file():
+            partial.unlink()
 
 
 @contextmanager
@@ -156,22 +170,44 @@ def _nothing() -> Iterator[None]:
 
 @contextmanager
 def _locks(work: Work) -> Iterator[None]:
-    folder = runs_root() / "locks"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        by_output = (folder / f"{digests.of_value(str(work.output))[:16]}.lock").open("a")
-        by_key = (folder / f"{work.key[:16]}.lock").open("a")
-    except OSError as error:
-        raise SurroundingsError(f"{folder} cannot be written: {error.strerror}") from error
-    with by_output, by_key:
-        for lock in (by_output, by_key):
+    """The locks of the output, which lies beside it, and of the key; both are removed at the end."""
+    by_output = work.output.with_name(f".{work.output.name}.lock")
+    with _lock(by_output, work.output), _lock(runs_root() / "locks" / f"{work.key[:16]}.lock", work.output):
+        yield
+
+
+@contextmanager
+def _lock(path: Path, output: Path) -> Iterator[None]:
+    """Holds a lock file. Raises SurroundingsError when another process holds it, or it cannot be written."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a")
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(f"{error.filename} is no folder, nothing can lie below it: name another place") from error
+        except OSError as error:
+            raise SurroundingsError(f"{path} cannot be written: {error.strerror}") from error
+        with file:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise SurroundingsError(
-                    f"{work.output} is being written by another process: wait for it or end it"
+                    f"{output} is being written by another process: wait for it or end it"
                 ) from error
-        yield
+            if not _is_at(path, file.fileno()):
+                continue  # its last holder removed it between our opening and our locking
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _finished(work: Work) -> Artifact | None:
@@ -186,16 +222,33 @@ def _finished(work: Work) -> Artifact | None:
     return artifact
 
 
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Files of a library's making are written within: what they raise on a full disk becomes a SurroundingsError.
+
+    NumPy's short write has no error number, and safetensors has an error of its own.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SurroundingsError(f"{place} could not be written: {error.strerror or error}") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise SurroundingsError(f"{place} could not be written: {error}") from error
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Writes a file whole or not at all: beside its place, fsynced, renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
+        with writing(path):
+            with partial.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+    except SurroundingsError:
         partial.unlink(missing_ok=True)
-        raise SurroundingsError(f"{path} could not be written: {error.strerror or error}") from error
+        raise

@@ -21,9 +21,11 @@ def resolved():
         if Path.cwd() != ROOT.resolve():
             raise PipestillError(f"start snakemake in {ROOT}, where dvc.yaml and params.yaml are")
         stages = pipeline.load(ROOT)
-        if config != parameters_file.parse_yaml((ROOT / "params.yaml").read_text()):
+        stated = parameters_file.parse_yaml((ROOT / "params.yaml").read_text())
+        if not parameters_file.same(config, stated):
             raise PipestillError("the stages read params.yaml alone: edit it, or use pipestill config, not --config")
-        parameters_file.check(config, "params.yaml")
+        parameters_file.check(stated, "params.yaml")
+        config.update(stated)
     except PipestillError as error:
         raise WorkflowError(str(error)) from None
     return stages

@@ -45,6 +45,11 @@ def record(stages: pipeline.Pipeline, *, dry_run: bool = False) -> list[str]:
         else:
             say(f"not recorded: {stage.address}: {problem}")
     new = tools.unrecorded(stages.root, sound)
+    standing.examine(new)
+    for stage in stages.stages:
+        if stage.address in new and standing.problem(stage) is not None:
+            say(f"not recorded: {stage.address}: {standing.problem(stage)}")
+            new.remove(stage.address)
     if new and not dry_run:
         tools.dvc(stages.root, "--wait-for-lock", "commit", "--force", "--quiet", *new)
     if new:

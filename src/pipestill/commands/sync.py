@@ -31,6 +31,7 @@ def main(options: argparse.Namespace) -> None:
 def sync(stages: pipeline.Pipeline) -> list[str]:
     """Touches what stands, so that Snakemake's times and parameter records agree; returns the stages' addresses."""
     standing = Standing(stages)
+    standing.examine(tools.unrecorded(stages.root, [stage.address for stage in standing.current()]))
     current = standing.current()
     kept = {stage.address for stage in current}
     for stage in stages.stages:

@@ -5,9 +5,7 @@ Reads a dataset artefact; the decoded set can stay on the device, in host memory
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +19,7 @@ from pipestill.data.store import Dataset
 from pipestill.errors import InputError
 
 Cache = Literal["device", "host", "none"]
-AHEAD = 2  # batches that wait, loaded, while one is in use
+Gathered = tuple[Tensor, Tensor, Tensor]
 CHUNK_BYTES = 256 << 20  # read at a time while the cache is filled
 
 
@@ -29,7 +27,7 @@ CHUNK_BYTES = 256 << 20  # read at a time while the cache is filled
 class Batch:
     """One rank's share of a step.
 
-    Images float32 [b, C, H, W] in [-1, 1] and labels int64 [b] on the device, stream positions int64 [b] on the CPU.
+    Images float32 [b, C, H, W] in [-1, 1], labels and stream positions int64 [b], all on the device.
     """
 
     images: Tensor
@@ -66,6 +64,8 @@ class Loader:
         self._cache, self._device = cache, device
         self._pin = device.type == "cuda"
         self._labels = torch.from_numpy(dataset.labels[self._indices])
+        self._reader: ThreadPoolExecutor | None = None
+        self._ahead: dict[int, Future[Gathered]] = {}
         self._images: Tensor | None = None
         if cache != "none":
             self._images = _decoded(dataset, self._indices, device if cache == "device" else torch.device("cpu"))
@@ -77,43 +77,16 @@ class Loader:
         return len(self._indices)
 
     def batch(self, step: int) -> Batch:
-        """This rank's share of step `step`."""
-        return self._arrive(self._gather(step))
+        """This rank's share of step `step`; what the store is read for is the next step's, while this one computes."""
+        if self._cache != "none":
+            return self._arrive(self._gather(step))
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        coming = self._ahead.pop(step, None) or self._reader.submit(self._gather, step)
+        self._ahead = {step + 1: self._reader.submit(self._gather, step + 1)}
+        return self._arrive(coming.result())
 
-    def prefetch(self, start: int, stop: int) -> Iterator[Batch]:
-        """The batches of steps `start` to `stop`, the next ones gathered by a thread while one is in use."""
-        if self._cache == "device":
-            yield from (self.batch(step) for step in range(start, stop))
-            return
-        waiting: queue.Queue[tuple[Tensor, Tensor, Tensor] | BaseException] = queue.Queue(AHEAD)
-        left = threading.Event()
-
-        def work() -> None:
-            try:
-                for step in range(start, stop):
-                    waiting.put(self._gather(step))
-                    if left.is_set():
-                        return
-            except BaseException as error:
-                waiting.put(error)
-
-        thread = threading.Thread(target=work, name="prefetch", daemon=True)
-        thread.start()
-        try:
-            for _ in range(start, stop):
-                gathered = waiting.get()
-                if isinstance(gathered, BaseException):
-                    raise gathered
-                yield self._arrive(gathered)
-        finally:
-            left.set()
-            while thread.is_alive():  # a full queue would hold the thread in its put
-                try:
-                    waiting.get_nowait()
-                except queue.Empty:
-                    thread.join(0.01)
-
-    def _gather(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _gather(self, step: int) -> Gathered:
         """Images uint8 [b, C, H, W], labels and positions, wherever the cache is."""
         stream = order.positions(step, batch=self._batch, rank=self._rank, size=self._size)
         chosen = order.images_at(stream, count=len(self._indices), seed=self._seed)
@@ -123,16 +96,22 @@ class Loader:
         else:
             images = self._images.index_select(0, index.to(self._images.device))
         labels = self._labels.index_select(0, index.to(self._labels.device))
-        if self._pin and self._cache != "device":
-            images, labels = images.contiguous().pin_memory(), labels.pin_memory()
-        return images, labels, torch.from_numpy(stream)
+        positions = torch.from_numpy(stream)
+        if self._pin:  # from pageable memory a copy to the device would wait for it
+            positions = positions.pin_memory()
+            if self._cache != "device":
+                images, labels = images.contiguous().pin_memory(), labels.pin_memory()
+        return images, labels, positions
 
-    def _arrive(self, gathered: tuple[Tensor, Tensor, Tensor]) -> Batch:
+    def _arrive(self, gathered: Gathered) -> Batch:
         """Moves bytes to the device and makes floats there."""
-        images, labels, positions = gathered
-        images = images.to(self._device, non_blocking=True)
-        floats = images.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
-        return Batch(floats, labels.to(self._device, non_blocking=True), positions)
+        images, labels, positions = (tensor.to(self._device, non_blocking=True) for tensor in gathered)
+        return Batch(to_floats(images), labels, positions)
+
+
+def to_floats(images: Tensor) -> Tensor:
+    """uint8 [N, C, H, W] to float32 in [-1, 1], contiguous."""
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
 
 
 def _decoded(dataset: Dataset, indices: NDArray[np.int64], device: torch.device) -> Tensor:

@@ -17,7 +17,7 @@ class Head(nn.Sequential):
 
     def __init__(self, channels: int, side: int) -> None:
         # at the 1×1 end a group is a few channels of one sample; too few would normalise the signal away
-        groups = next((count for count in (32, 16, 8, 4, 2) if channels % (16 * count) == 0), 1)
+        groups = next((count for count in (32, 16, 8, 4, 2) if channels % count == 0 and channels >= 16 * count), 1)
         layers: list[nn.Module] = []
         while side > 4:
             layers += [nn.Conv2d(channels, channels, 4, stride=2, padding=1), nn.GroupNorm(groups, channels), nn.SiLU()]

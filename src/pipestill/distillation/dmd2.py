@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 class Distillation:
     """One student's training; a `Training` for the loop. One update is a generator update and its fake-score updates.
 
-    Networks run in eval mode, as DMD2 runs them with dropout 0; gradients flow all the same.
+    A turn's batch is the same for any number of ranks: `params.batch` states, or, with `every_step` rollouts, as many
+    as whole trajectories have. Real images come from `loader`, which only a GAN needs. Networks run in eval mode, as
+    DMD2 runs them with dropout 0; gradients flow all the same.
     """
 
     def __init__(
@@ -47,7 +49,7 @@ class Distillation:
         fake: FakeScore,
         card: ModelCard,
         params: StudentParams,
-        loader: Loader,
+        loader: Loader | None,
         validation: Validation,
         world: World,
     ) -> None:
@@ -64,6 +66,18 @@ class Distillation:
         self._dm_levels = _levels(ladder, params.dm.sigma_min, params.dm.sigma_max, params.dm.trim, "dm", world)
         self._fake_levels = ladder.float().to(world.device)
         self._gan_levels = _levels(ladder, params.gan.sigma_min, params.gan.sigma_max, 0.0, "gan", world)
+        steps = len(self._sigmas) - 1
+        each = steps if params.rollout == "every_step" else 1  # states that a walker leaves
+        walkers = math.ceil(params.batch / each)
+        if walkers < world.size:
+            raise InputError(
+                f"batch={params.batch} gives {walkers} trajectories of {steps} steps, too few for {world.size} ranks: "
+                "raise batch, or use fewer ranks"
+            )
+        self._all_walkers, self._states = walkers, walkers * each  # of all ranks
+        self._walkers = (world.rank * walkers // world.size, (world.rank + 1) * walkers // world.size)
+        # DDP takes the mean over ranks: each counts by its share of the states, which may differ by a walker's
+        self._share = (self._walkers[1] - self._walkers[0]) * world.size / walkers
         student.eval()
         fake.eval()
         self._student_trained = distributed(student, world)
@@ -94,10 +108,7 @@ class Distillation:
     def _rollout(self, turn: int) -> tuple[States, Tensor]:
         """Student inputs of this rank for one turn, and the item index of each: fresh noise, labels and drops."""
         params, world, steps = self._params, self._world, len(self._sigmas) - 1
-        walkers = params.batch // world.size
-        if params.rollout == "every_step":
-            walkers = math.ceil(walkers / steps)
-        items = torch.arange(walkers, device=world.device) + (turn * world.size + world.rank) * walkers
+        items = torch.arange(*self._walkers, device=world.device) + turn * self._all_walkers
         start = rollout.Start(
             items, self._condition(items), self._sigmas, self._transition, params.seed, "distill", self._shape
         )
@@ -132,23 +143,28 @@ class Distillation:
     def _update_generator(self, step: int, states: States, items: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's step on distribution matching and GAN; returns its outputs, detached, and figures."""
         params, condition = self._params, states.condition
-        x0 = self._student_trained(states.x, states.sigma, condition)
-        loss = x0.new_zeros(())
+        adversary = params.gan.on and step >= params.gan.start and params.gan.generator_weight > 0
+        if params.dm.weight == 0 and not adversary:
+            return self._student_output(states), {}  # the discriminator trains alone until gan.start
         figures: dict[str, Tensor] = {}
-        if params.dm.weight > 0:
-            direction = self.direction(x0.detach(), condition, items)
-            matching = losses.distribution_matching_loss(x0, direction)
-            loss = loss + params.dm.weight * matching
-            figures |= {"dm_loss": matching.detach(), "dm_direction": direction.abs().mean()}
-        if params.gan.on and step >= params.gan.start and params.gan.generator_weight > 0:
-            noisy, sigma = self._noised("gan-generator", items, x0, self._gan_levels)
-            with frozen(self._fake):
+        with frozen(self._fake):  # until the backward pass has ended: checkpointing runs forward once more within it
+            x0 = self._student_trained(states.x, states.sigma, condition)
+            loss = x0.new_zeros(())
+            if params.dm.weight > 0:
+                direction = self.direction(x0.detach(), condition, items)
+                matching = losses.distribution_matching_loss(x0, direction)
+                loss = loss + params.dm.weight * matching
+                figures |= {"dm_loss": matching.detach(), "dm_direction": direction.abs().mean()}
+            if adversary:
+                noisy, sigma = self._noised("gan-generator", items, x0, self._gan_levels)
                 adversarial = losses.generator_gan_loss(self._fake.logits(noisy, sigma, condition))
-            loss = loss + params.gan.generator_weight * adversarial
-            figures["gan_generator_loss"] = adversarial.detach()
-        loss.backward()
+                loss = loss + params.gan.generator_weight * adversarial
+                figures["gan_generator_loss"] = adversarial.detach()
+            (self._share * loss).backward()
         norm = optimizers.step(self._student_optimizer, params.generator_lr, params.optimizer, step, self.updates)
-        self.ema.update(self._student.network, decay_at(params.ema, seen=(step + 1) * params.batch, batch=params.batch))
+        batch = self._states
+        self.ema.update(self._student.network, decay_at(params.ema, seen=(step + 1) * batch, batch=batch))
+        figures = {name: self._share * figure for name, figure in figures.items()}
         return x0.detach(), figures | {"generator_gradient_norm": norm}
 
     @torch.no_grad()
@@ -178,10 +194,10 @@ class Distillation:
             loss = loss + params.gan.discriminator_weight * adversarial
             right = 0.5 * ((fake_logits < 0).float().mean() + (real_logits > 0).float().mean())
             figures |= {"gan_discriminator_loss": adversarial.detach(), "gan_discriminator_right": right}
-        loss.backward()
+        (self._share * loss).backward()
         updates = self.updates * params.update_ratio
         norm = optimizers.step(self._fake_optimizer, params.fake_score_lr, params.optimizer, turn, updates)
-        return figures | {"fake_score_gradient_norm": norm}
+        return {name: self._share * figure for name, figure in figures.items()} | {"fake_score_gradient_norm": norm}
 
     def _fake_noised(self, items: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
         if self._params.fake_score.noise == "ladder":
@@ -192,8 +208,9 @@ class Distillation:
 
     def _judged(self, turn: int, x0: Tensor, condition: Condition, items: Tensor) -> tuple[Tensor, Tensor, Condition]:
         """Noised student samples, then noised real images (and the same jittered, for R1), as one batch."""
+        assert self._loader is not None  # there is one where the GAN is on
         batch = self._loader.batch(turn)
-        positions = batch.positions.to(self._world.device)
+        positions = batch.positions
         real_condition = self._dropped("real", positions, self._card.condition(batch.labels))
         fake_noisy, fake_sigma = self._noised("gan-fake", items, x0, self._gan_levels)
         real_noisy, real_sigma = self._noised("gan-real", positions, batch.images, self._gan_levels)
@@ -228,7 +245,8 @@ class Distillation:
         if distance < self.best_distance:
             self.best_step, self.best_distance = step, distance
             raw = self._student.network.state_dict()
-            self.best = {"ema": _copied(self.ema.tensors), "raw": _copied(raw)}
+            if self._world.leader:
+                self.best = {"ema": _copied(self.ema.tensors), "raw": _copied(raw)}
         return {"validation_distance": distance}
 
     def state(self) -> dict[str, Any]:
@@ -248,7 +266,8 @@ class Distillation:
         self._student_optimizer.load_state_dict(state["student_optimizer"])
         self._fake_optimizer.load_state_dict(state["fake_optimizer"])
         best = state["best"]
-        self.best_step, self.best_distance, self.best = best["step"], best["distance"], best["weights"]
+        self.best_step, self.best_distance = best["step"], best["distance"]
+        self.best = {which: _copied(tensors) for which, tensors in best["weights"].items()}
 
 
 def _levels(ladder: Tensor, sigma_min: float, sigma_max: float, trim: float, name: str, world: World) -> Tensor:
@@ -259,7 +278,8 @@ def _levels(ladder: Tensor, sigma_min: float, sigma_max: float, trim: float, nam
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    """Copies in the host's memory."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 @contextmanager

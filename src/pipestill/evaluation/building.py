@@ -95,7 +95,6 @@ def train_classifier(params: ReferenceParams, data: Dataset, state: Path, world:
             _TrainImages(data),
             torch.from_numpy(data.labels[train]),
             len(data.classes),
-            device=world.device,
             on_step=bar.advance,
         )
         bar.close()

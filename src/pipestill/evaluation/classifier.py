@@ -80,15 +80,16 @@ def train(
     labels: Tensor,
     classes: int,
     *,
-    device: torch.device | str = "cpu",
     on_step: Callable[[], None] | None = None,
 ) -> Classifier:
-    """A classifier trained on uint8 images [n, C, H, W] and int64 labels [n]; returned on the CPU, in eval mode.
+    """A classifier trained on uint8 images [n, C, H, W] and int64 labels [n], in eval mode.
 
+    On the CPU wherever the stage runs: it is small, and the same bits are worth more than seconds, since every figure
+    of the pipeline hangs on it.
     AdamW with a cosine schedule; each batch is a slice of a permutation that is a function of (seed, epoch).
     """
     channels = images[torch.tensor([0])].shape[1]
-    network = Classifier(params, channels, classes).to(device)
+    network = Classifier(params, channels, classes)
     optimizer = torch.optim.AdamW(network.parameters(), lr=params.learning_rate, weight_decay=0.01, foreach=True)
     count, batch = len(images), min(params.batch, len(images))
     per_epoch = count // batch
@@ -101,13 +102,13 @@ def train(
         chosen = order[place * batch : (place + 1) * batch]
         for group in optimizer.param_groups:
             group["lr"] = params.learning_rate * (1 + math.cos(math.pi * step / params.iterations)) / 2
-        loss = F.cross_entropy(network(images[chosen].to(device)), labels[chosen].to(device))
+        loss = F.cross_entropy(network(images[chosen]), labels[chosen])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         if on_step is not None:
             on_step()
-    return network.requires_grad_(False).eval().cpu()
+    return network.requires_grad_(False).eval()
 
 
 def logits(network: Classifier, images: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ ever downloaded. May read weights files.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -46,11 +47,23 @@ class Extractor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(f"uint8 [n, 1 or 3, H, W] expected, got {images.dtype} {tuple(images.shape)}")
         out = torch.empty(len(images), self.dimension, device=self.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), _full_precision():
             for first in range(0, len(images), self.batch):
                 part = images[first : first + self.batch].to(self.device)
                 out[first : first + len(part)] = self.forward(part)
         return out
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Without TF32, which training and sampling switch on: one figure must not depend on the stage that measures it."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    try:
+        products.allow_tf32 = convolutions.allow_tf32 = False
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
 
 
 def _batch(device: torch.device, on_gpu: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ROWS = 2048  # rows of a distance matrix held at a time
+BLOCK_BYTES = 256 << 20  # of a distance matrix held at a time
 
 
 def kid(generated: Tensor, real: Tensor, *, subsets: int, size: int, seed: int) -> float:
@@ -58,8 +58,9 @@ def _inside(points: Tensor, centres: Tensor, radii: Tensor) -> float:
 
 def _distances(rows: Tensor, columns: Tensor) -> Iterator[Tensor]:
     """The matrix of Euclidean distances, a few rows at a time."""
-    for first in range(0, len(rows), ROWS):
-        yield torch.cdist(rows[first : first + ROWS], columns)
+    size = max(1, BLOCK_BYTES // (8 * max(len(columns), 1)))
+    for first in range(0, len(rows), size):
+        yield torch.cdist(rows[first : first + size], columns)
 
 
 def nearest(points: Tensor, pool: Tensor, *, own: Tensor | None = None, device: torch.device | str = "cpu") -> Tensor:
@@ -68,12 +69,13 @@ def nearest(points: Tensor, pool: Tensor, *, own: Tensor | None = None, device: 
     `own` [n] names the row of the pool that is the point itself and does not count.
     """
     points, pool = points.to(device, torch.float64), pool.to(device, torch.float64)
-    found = []
-    for index, block in enumerate(_distances(points, pool)):
+    found, done = [], 0
+    for block in _distances(points, pool):
         if own is not None:
             rows = torch.arange(len(block), device=block.device)
-            block[rows, own.to(block.device)[index * ROWS : index * ROWS + len(block)]] = math.inf
+            block[rows, own.to(block.device)[done : done + len(block)]] = math.inf
         found.append(block.min(dim=1).values)
+        done += len(block)
     return torch.cat(found).cpu()
 
 

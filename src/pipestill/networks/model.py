@@ -21,6 +21,7 @@ from pipestill.diffusion.conditions import ClassCondition, Condition, NoConditio
 from pipestill.diffusion.denoiser import EDM
 from pipestill.diffusion.schedules import karras
 from pipestill.errors import InputError
+from pipestill.work import writing
 
 SUBFOLDERS = {"ema": "unet", "raw": "unet_raw"}
 
@@ -92,12 +93,16 @@ def wrap(unet: UNet2DModel, params: DenoiserParams, autocast: torch.dtype | None
 
 
 def save_model(folder: Path, card: ModelCard, unet: UNet2DModel, weights: dict[str, dict[str, Tensor]]) -> None:
-    """Writes card and network; `weights` maps `ema` and `raw` to state dicts of `unet`. The same bytes each time."""
-    (folder / "model.json").write_text(json.dumps(asdict(card), indent=1, sort_keys=True) + "\n")
+    """Writes card and network; `weights` maps `ema` and `raw` to state dicts of `unet`. The same bytes each time.
+
+    Raises SurroundingsError (full disk).
+    """
     current = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
-    for which, state in weights.items():
-        unet.load_state_dict(state)
-        unet.save_pretrained(folder / SUBFOLDERS[which], safe_serialization=True)
+    with writing(folder):
+        (folder / "model.json").write_text(json.dumps(asdict(card), indent=1, sort_keys=True) + "\n")
+        for which, state in weights.items():
+            unet.load_state_dict(state)
+            unet.save_pretrained(folder / SUBFOLDERS[which], safe_serialization=True)
     unet.load_state_dict(current)
 
 

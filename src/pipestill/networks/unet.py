@@ -18,12 +18,9 @@ def build_unet(network: NetworkParams, *, resolution: int, channels: int, classe
     `classes` None builds an unconditional network. Raises InputError where the resolution cannot be halved often
     enough, or a level's channels do not fit the groups or heads.
     """
-    levels = len(network.channels)
-    if resolution % 2 ** (levels - 1):
-        raise InputError(
-            f"a network of {levels} levels halves its images {levels - 1} times, and {resolution} pixels cannot be: "
-            f"use a resolution that {2 ** (levels - 1)} divides, or fewer network.channels"
-        )
+    misfit = network.misfit(resolution)
+    if misfit is not None:
+        raise InputError(misfit)
     for width, attention in zip(network.channels, network.attention, strict=True):
         if width % network.norm_groups:
             raise InputError(f"network.norm_groups={network.norm_groups} does not divide {width} channels")

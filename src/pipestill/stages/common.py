@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,7 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
     """Adds what stages that run over ranks share."""
     parser.add_argument("--ranks", type=_positive, metavar="N", help="processes (default: operation.ranks, else 1)")
     parser.add_argument(
-        "--deadline-min", type=float, metavar="MIN", help="save, stop and exit 75 after so many minutes"
+        "--deadline-min", type=_minutes, metavar="MIN", help="save, stop and exit 75 after so many minutes"
     )
 
 
@@ -48,6 +49,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("at least 1")
+    return value
+
+
+def _minutes(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError("minutes from now, 0 or more")
     return value
 
 
@@ -106,7 +114,7 @@ def work_over_ranks(
         ) as work,
     ):
         if world.broadcast(work.done is not None):
-            work.done = work.done or artifacts.read(output, kind)
+            work.done = work.done or artifacts.read(work.output, kind)
             if world.leader:
                 say(f"{output} is there and verifies: nothing to do")
         yield world, work

@@ -59,11 +59,11 @@ def main(options: argparse.Namespace) -> int:
     params = common.load_params(options)
     workers = params.operation.workers
     stop = StopRequest()
-    stop.listen()
-    if options.check is not None:
-        data = params.data.model_copy(update={"path": options.check})
-        return 2 if check(data, report=options.report, workers=workers, stop=stop)["bad"]["count"] else 0
-    build(params.data, options.output, workers=workers, stop=stop)
+    with stop.listening():
+        if options.check is not None:
+            data = params.data.model_copy(update={"path": options.check})
+            return 2 if check(data, report=options.report, workers=workers, stop=stop)["bad"]["count"] else 0
+        build(params.data, options.output, workers=workers, stop=stop)
     return 0
 
 

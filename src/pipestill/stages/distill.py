@@ -112,6 +112,10 @@ def distill(
         check_fit(real.card, data, student, teacher)
         if architecture(start.unet) != architecture(real.unet):
             raise InputError(f"{init} has another network than {teacher}: a student starts from an equal one")
+        if (start.card.denoiser, start.card.classes) != (real.card.denoiser, real.card.classes):
+            raise InputError(
+                f"{init} has other classes or another denoiser than {teacher}: it cannot start its student"
+            )
 
         native = NativeSchedule(student.steps, student.transition, student.sigma_max, student.sigma_min, student.rho)
         card = replace(
@@ -131,16 +135,18 @@ def distill(
         source = real.denoiser if student.gan.features == "teacher" else score
         head = build_head(score).to(world.device) if student.gan.on else None
         fake = FakeScore(score, head, source)
-        loader = Loader(
-            data,
-            "train",
-            batch=student.batch,
-            seed=student.seed,
-            rank=world.rank,
-            size=world.size,
-            cache=operation.cache,
-            device=world.device,
-        )
+        loader = None
+        if student.gan.on:
+            loader = Loader(
+                data,
+                "train",
+                batch=student.batch,
+                seed=student.seed,
+                rank=world.rank,
+                size=world.size,
+                cache=operation.cache,
+                device=world.device,
+            )
         validation = Validation(open_reference(reference), card, student.validation, world)
         training = Distillation(
             student=generator,
@@ -178,6 +184,8 @@ def check_fit(card: ModelCard, data: Dataset, student: StudentParams, teacher: P
             f"{teacher} knows {len(card.classes)} classes, {data.artifact.path} has {len(data.classes)} or other "
             "names: train the teacher on this dataset"
         )
+    if not card.classes and student.dm.guidance != 1:
+        raise InputError(f"{teacher} has no classes, so there is nothing to guide towards: set dm.guidance=1")
     if not card.unconditional_branch and card.classes and (student.label_dropout > 0 or student.dm.guidance != 1):
         raise InputError(
             f"{teacher} has no unconditional branch: it cannot teach 'no class'; set label_dropout=0 and "

@@ -16,7 +16,7 @@ from pipestill.config import OperationParams, ReferenceParams
 from pipestill.errors import InputError
 from pipestill.progress import say
 from pipestill.stages.common import add_common, add_launch, load_params, ranks_of, work_over_ranks
-from pipestill.work import write_atomic
+from pipestill.work import write_atomic, writing
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact, InputEntry
@@ -126,16 +126,17 @@ def _build(
     if not world.leader:
         return None
     staging = work.staging()
-    reference = building.write_payload(
-        params,
-        data,
-        extractors,
-        moments,
-        work.state,
-        staging,
-        inception_sha256=inputs["inception_weights"].payload if "inception_weights" in inputs else None,
-        world=world,
-    )
+    with writing(staging):
+        reference = building.write_payload(
+            params,
+            data,
+            extractors,
+            moments,
+            work.state,
+            staging,
+            inception_sha256=inputs["inception_weights"].payload if "inception_weights" in inputs else None,
+            world=world,
+        )
     clock.mark("floors_seconds")
     distances = {
         str(count): {key: value for key, value in reference.floor(count).items() if key.startswith("fd_")}

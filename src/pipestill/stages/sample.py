@@ -16,7 +16,7 @@ from pipestill.config import OperationParams, RunParams
 from pipestill.errors import InputError
 from pipestill.progress import Bar, say
 from pipestill.stages.common import add_common, add_launch, entry, load_params, ranks_of, work_over_ranks
-from pipestill.work import read_record
+from pipestill.work import read_record, writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -175,13 +175,14 @@ def _sample(
         "model": {"name": run.model, "payload": source.manifest.payload, "weights": run.weights},
         "classes": list(card.classes),
     }
-    write_samples(
-        staging,
-        read_blocks(folder, parts, height_first),
-        labels=_repeat(labels, len(run.seeds)),
-        shape=height_first,
-        index=index,
-    )
+    with writing(staging):
+        write_samples(
+            staging,
+            read_blocks(folder, parts, height_first),
+            labels=_repeat(labels, len(run.seeds)),
+            shape=height_first,
+            index=index,
+        )
     total = run.images * len(run.seeds)
     summary = {
         "images": total,

@@ -23,6 +23,8 @@ from pipestill.training.ema import Ema
 from pipestill.training.tracking import Tracker
 from pipestill.work import Work
 
+SAVING_SHARE = 20  # a state is saved at most so seldom that saving takes a twentieth of the time
+
 
 class Training(Protocol):
     """What the loop trains. Every method is called on every rank at the same step."""
@@ -68,14 +70,17 @@ def run(
     figures = _Figures(world, curves, tracker, first)
     bar = Bar(label, training.updates, done=first, unit="updates", show=world.leader)
     last_saved = time.monotonic()
+    pause = operation.save_every
 
     def save(step: int) -> None:
-        nonlocal last_saved
+        nonlocal last_saved, pause
+        begun = time.monotonic()
         figures.flush()
         if world.leader:
             body = {"training": training.state(), "curves": curves.state()}
             states.save(work.state, step, body, key=work.key, keep=operation.keep_states)
         last_saved = time.monotonic()
+        pause = max(operation.save_every, SAVING_SHARE * (last_saved - begun))
 
     try:
         for step in range(first, training.updates):
@@ -94,9 +99,7 @@ def run(
                 preview(done)
             if done == training.updates:
                 break
-            stop, due = world.agree(
-                world.stop.requested(), time.monotonic() - last_saved >= operation.save_every and world.leader
-            )
+            stop, due = world.agree(world.stop.requested(), time.monotonic() - last_saved >= pause and world.leader)
             if stop or due:
                 save(done)
             if stop:
@@ -142,7 +145,9 @@ class _Figures:
         if not self._waiting:
             return last
         flat = torch.stack([value.detach().float() for figures in self._waiting for value in figures.values()])
-        values = iter((self._world.sum(flat) / self._world.size).tolist())
+        # added in order of ranks: a reduction's own order would depend on how many figures happen to wait
+        over_ranks = torch.tensor(self._world.gather(flat.tolist()), dtype=torch.float64)
+        values = iter((over_ranks.sum(0) / self._world.size).tolist())
         for figures in self._waiting:
             self._step += 1
             last = {name: next(values) for name in figures}

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipestill import counter
@@ -83,8 +83,3 @@ def averaged(network: nn.Module, ema: Ema) -> Iterator[None]:
     finally:
         network.load_state_dict(own)
         network.train(was_training)
-
-
-def to_network(images: Tensor, device: torch.device) -> Tensor:
-    """uint8 [N, H, W, C] to float32 [N, C, H, W] in [-1, 1]."""
-    return images.to(device).permute(0, 3, 1, 2).to(torch.float32).div(127.5).sub(1).contiguous()

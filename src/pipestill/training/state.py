@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,17 @@ from pipestill.work import write_atomic
 
 
 def save(folder: Path, step: int, state: dict[str, Any], *, key: str, keep: int) -> None:
-    """Writes `state-<step>.pt` and drops all but the newest `keep`. Raises SurroundingsError (full disk)."""
+    """Writes `state-<step>.pt` and drops all but the newest `keep` up to it, and any of a later step.
+
+    Later ones are left by a run that went further and could not be gone on from. Raises SurroundingsError (full disk).
+    """
     buffer = io.BytesIO()
     torch.save({"key": key, "step": step, "state": state}, buffer)
-    write_atomic(folder / f"state-{step:09d}.pt", buffer.getvalue())
-    for old in saved(folder)[:-keep]:
+    name = f"state-{step:09d}.pt"
+    write_atomic(folder / name, buffer.getvalue())
+    there = saved(folder)
+    place = [path.name for path in there].index(name) + 1
+    for old in (*there[: max(place - keep, 0)], *there[place:]):
         old.unlink(missing_ok=True)
 
 
@@ -32,7 +39,9 @@ def load_newest(folder: Path, *, key: str, device: torch.device) -> tuple[int, d
     for path in reversed(saved(folder)):
         try:
             body = torch.load(path, map_location=device, weights_only=True)
-        except Exception as error:  # whatever a damaged file makes torch raise: the one before it serves
+        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
             say(f"{path} cannot be read ({type(error).__name__}): going on from the state before it")
             continue
         if body["key"] != key:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipestill import counter
 from pipestill.config import TrainingParams
-from pipestill.data.loader import Batch, Cache, Loader
+from pipestill.data.loader import Batch, Cache, Loader, to_floats
 from pipestill.data.store import Dataset
 from pipestill.diffusion.denoiser import EDM
 from pipestill.distributed import World
@@ -19,9 +20,9 @@ from pipestill.networks.model import ModelCard
 from pipestill.training import optimizers
 from pipestill.training.ema import Ema, decay_at
 from pipestill.training.losses import denoising_loss
-from pipestill.training.ranks import averaged, distributed, seed_torch, synchronised, to_network
+from pipestill.training.ranks import averaged, distributed, seed_torch, synchronised
 
-VALIDATION_IMAGES = 1024
+VALIDATION_IMAGES, VALIDATION_BLOCK = 1024, 128
 
 
 class TeacherTraining:
@@ -74,7 +75,7 @@ class TeacherTraining:
     def _loss(self, denoise: nn.Module, batch: Batch, rows: slice) -> Tensor:
         """EDM's loss on some rows of a batch; noise, noise level and label dropout belong to stream positions."""
         params = self._params
-        images, items = batch.images[rows], batch.positions[rows].to(self._world.device)
+        images, items = batch.images[rows], batch.positions[rows]
         sigma, eps = self._noise("train", items, images)
         condition = self._card.condition(batch.labels[rows])
         if params.label_dropout > 0 and self._card.classes:
@@ -99,15 +100,17 @@ class TeacherTraining:
         every = self._params.validate_every
         if not every or (step % every and step != self.updates):
             return {}
-        held_out = self._dataset.split["validation"][:VALIDATION_IMAGES]
+        held_out = self._dataset.split["validation"]
         if not len(held_out):
             return {}
+        if len(held_out) > VALIDATION_IMAGES:  # in order of classes: an even stride takes its share of each
+            held_out = held_out[np.linspace(0, len(held_out) - 1, VALIDATION_IMAGES).astype(np.int64)]
         total = torch.zeros((), dtype=torch.float64)
         with averaged(self._denoiser.network, self.ema):
-            size = self._params.batch
-            for block in range(self._world.rank, math.ceil(len(held_out) / size), self._world.size):
-                indices = held_out[block * size : (block + 1) * size]
-                images = to_network(torch.from_numpy(self._dataset.images(indices)), self._world.device)
+            for block in range(self._world.rank, math.ceil(len(held_out) / VALIDATION_BLOCK), self._world.size):
+                indices = held_out[block * VALIDATION_BLOCK : (block + 1) * VALIDATION_BLOCK]
+                pixels = torch.from_numpy(self._dataset.images(indices)).permute(0, 3, 1, 2)
+                images = to_floats(pixels.to(self._world.device))
                 items = torch.from_numpy(indices).to(self._world.device)
                 condition = self._card.condition(torch.from_numpy(self._dataset.labels[indices]).to(self._world.device))
                 sigma, eps = self._noise("validate", items, images)

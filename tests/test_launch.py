@@ -1,0 +1,71 @@
+"""Ranks that fail together, and the one outcome that the launcher makes of theirs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipestill import launch
+from pipestill.errors import SurroundingsError
+
+BUSY = """
+import time
+from pipestill import launch
+launch.watch_siblings()
+print("ready", flush=True)
+time.sleep({seconds})  # a rank that waits for something else than its peers
+launch.leave_outcome({code}, "")
+"""
+
+
+def start(folder: Path, rank: int, *, seconds: float = 120, code: int = 0) -> subprocess.Popen[str]:
+    variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY.format(seconds=seconds, code=code)],
+        env=os.environ | variables | {launch.OUTCOME: str(folder), "TORCHELASTIC_RUN_ID": "test"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_busy_rank_ends_soon_after_another_was_killed(tmp_path: Path) -> None:
+    first, second = start(tmp_path, 0), start(tmp_path, 1)
+    second.kill()
+    second.wait()
+    begun = time.monotonic()
+    assert first.wait(60) == SurroundingsError.exit_code
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize(("code", "ends"), [(0, False), (75, False), (3, True)])
+def test_a_rank_that_has_done_its_work_or_stopped_takes_nobody_along(tmp_path: Path, code: int, ends: bool) -> None:
+    first, second = start(tmp_path, 0, seconds=launch.GRACE + 4), start(tmp_path, 1, seconds=0.1, code=code)
+    second.wait(60)
+    assert first.wait(60) == (SurroundingsError.exit_code if ends else 0)
+
+
+def leave(folder: Path, rank: int, moment: float, code: int, message: str) -> None:
+    (folder / str(rank)).write_text(f"{moment}\n{code}\n{message}")
+
+
+def test_the_first_cause_is_named(tmp_path: Path) -> None:
+    killed = {1: -signal.SIGKILL}
+    leave(tmp_path, 0, 5.0, 3, "lost another rank")
+    assert launch._outcome(tmp_path, killed)[1].startswith("rank 1 was ended by SIGKILL")
+    leave(tmp_path, 2, 4.0, 3, "the loss became nan")
+    assert launch._outcome(tmp_path, {}) == (3, "the loss became nan")
+    leave(tmp_path, 3, 9.0, 2, "the batch cannot be shared")
+    assert launch._outcome(tmp_path, killed) == (2, "the batch cannot be shared")
+
+
+def test_ranks_that_left_no_word_are_said_to(tmp_path: Path) -> None:
+    assert launch._outcome(tmp_path, {}) == (3, "a rank ended without a word: see its output above")
