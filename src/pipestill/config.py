@@ -96,7 +96,7 @@ class ProtocolParams(Section):
     """How figures are measured; the reference artefact carries it to whoever measures against it."""
 
     extractors: tuple[ExtractorName, ...] = ("classifier", "efficientnet_lite0")
-    inception_weights: str | None = None
+    inception_weights: str | None = None  # path of torch-fidelity's weights file, for the `inception` extractor
     kid_subsets: Positive = 50
     kid_subset_size: Positive = 100
     neighbours: Positive = 3  # k of improved precision and recall
@@ -187,7 +187,7 @@ class TrainingParams(Section):
     optimizer: OptimizerParams = OptimizerParams()
     ema: EmaParams = EmaParams()
     label_dropout: Fraction = 0.1
-    precision: Precision = "fp32"
+    precision: Precision = "fp32"  # bf16: networks under autocast; on a GPU, fp32 products take TF32
     compile: bool = False
     checkpointing: bool = False
     deterministic: bool = True
@@ -293,7 +293,7 @@ class StudentParams(Section):
     iterations: Positive = 300  # generator updates
     update_ratio: Positive = 5  # fake-score updates a generator update
     rollout: Literal["fresh", "every_step"] = "every_step"
-    batch: Positive = 128
+    batch: Positive = 128  # states a turn, over all ranks; every_step rounds up to whole trajectories
     generator_lr: Rate = 1.5e-4
     fake_score_lr: Rate = 1.5e-4
     optimizer: OptimizerParams = OptimizerParams(betas=(0.9, 0.999), warmup=10)  # of generator and fake score
@@ -303,7 +303,7 @@ class StudentParams(Section):
     fake_score: FakeScoreParams = FakeScoreParams()
     ema: EmaParams = EmaParams(decay=0.99)
     validation: ValidationParams = ValidationParams()
-    precision: Precision = "fp32"
+    precision: Precision = "fp32"  # bf16: networks under autocast; on a GPU, fp32 products take TF32
     compile: bool = False
     checkpointing: bool = False
     deterministic: bool = True
@@ -349,7 +349,7 @@ class RunParams(Section):
     images: Positive = 500  # for each seed
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     micro_batch: Positive = 64
-    precision: Precision = "fp32"
+    precision: Precision = "fp32"  # bf16: networks under autocast; on a GPU, fp32 products take TF32
     threads: Positive = 1
 
     @model_validator(mode="after")
@@ -395,7 +395,7 @@ class OperationParams(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cache: Literal["device", "host", "none"] = "host"
     workers: Positive = 2  # processes that decode images
-    save_every: Annotated[float, Field(gt=0)] = 60.0  # seconds between saved states
+    save_every: Annotated[float, Field(gt=0)] = 60.0  # seconds between saved states; seldomer where saving takes long
     keep_states: Positive = 2
     preview_every: Count = 0  # updates between sample grids; 0 switches them off
     log_every: Positive = 20  # updates between figures taken from the device, logged and checked for NaN
