@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipestill import cli, pipeline
+from pipestill import cli, pipeline, stopping
 from pipestill.commands import config as config_command
 from pipestill.errors import InputError, Stopped
 from workflow_project import ROOT, Project, dvc_stages, make_project
@@ -155,7 +155,7 @@ def test_a_stage_that_stops_leaves_word_for_repro(
         raise Stopped("stopped at its time limit")
 
     note = tmp_path / "stopped"
-    monkeypatch.setenv(cli.STOPPED, str(note))
+    monkeypatch.setenv(stopping.STOPPED, str(note))
     monkeypatch.setattr(config_command, "main", lambda options: None)
     assert cli.main(["config"]) == 0
     assert not note.exists()

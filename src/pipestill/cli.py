@@ -20,6 +20,7 @@ from types import ModuleType
 
 from pipestill import __version__, launch
 from pipestill.errors import InputError, PipestillError, Stopped, SurroundingsError, nearest
+from pipestill.stopping import STOPPED
 
 COMMANDS = {
     "example": "write an embedded data set as a folder of PNGs by class",
@@ -39,7 +40,6 @@ COMMANDS = {
     "doctor": "check this installation and this project",
 }
 MISPLACED = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
-STOPPED = "PIPESTILL_STOPPED"  # names a file that a stage leaves when it stops with exit 75, for `pipestill repro`
 EXIT_CODES = (
     "exit codes: 0 done, or nothing to do; 75 stopped with its state saved, start it again; "
     "2 the input is wrong; 3 the surroundings failed; anything else is a bug"

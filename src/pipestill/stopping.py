@@ -12,6 +12,7 @@ from types import FrameType
 
 from pipestill.errors import InputError
 
+STOPPED = "PIPESTILL_STOPPED"  # names a file that a stage leaves when it stops with exit 75, for `pipestill repro`
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 AGAIN = 2.0  # seconds after which another Ctrl-C is a second one; a launcher passes on the first at once
 

@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipestill.cli import STOPPED
 from pipestill.errors import SurroundingsError
+from pipestill.stopping import STOPPED
 
 SYNCING = "PIPESTILL_SYNCING"  # set for the Snakemake that sync starts, so that it does not call record
 
