@@ -69,3 +69,18 @@ def test_the_first_cause_is_named(tmp_path: Path) -> None:
 
 def test_ranks_that_left_no_word_are_said_to(tmp_path: Path) -> None:
     assert launch._outcome(tmp_path, {}) == (3, "a rank ended without a word: see its output above")
+
+
+def test_ranks_wait_for_a_leader_that_works_alone_longer_than_a_collective_may_take(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import time\n"
+        "from pipestill import distributed\n"
+        "with distributed.world(device='cpu', timeout=1.0) as world:\n"
+        "    world.barrier()\n"
+        "    if world.leader:\n"
+        "        time.sleep(3)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr

@@ -6,7 +6,6 @@ no process group exists. A control group over gloo carries small objects and sto
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from pipestill.errors import InputError
 from pipestill.stopping import StopRequest
 
 Value = TypeVar("Value")
-_WORLDS = itertools.count()  # worlds that this process has left
+LEFT = "pipestill/leader-left"  # key in the store
 
 
 @dataclass
@@ -137,8 +136,8 @@ def world(*, device: str = "auto", threads: int = 1, timeout: float = 600.0) -> 
 
 def _await_leader(group: World) -> None:
     """Ranks leave after the leader, however long it works alone at the end: no collective waits for it."""
-    store, left = dist.distributed_c10d._get_default_store(), f"pipestill/left/{next(_WORLDS)}"
+    store = dist.distributed_c10d._get_default_store()
     if group.leader:
-        store.set(left, "")
-    while not store.check([left]):
+        store.set(LEFT, "")
+    while not store.check([LEFT]):
         time.sleep(0.05)
