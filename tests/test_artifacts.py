@@ -199,7 +199,7 @@ def test_what_a_kill_left_is_swept(tmp_path: Path) -> None:
         assert not (opened.folder / "state").exists()
 
 
-@pytest.mark.parametrize("there", ["folder", "file", "damaged", "other kind", "input", "below a file"])
+@pytest.mark.parametrize("there", ["folder", "file", "other kind", "input", "below a file"])
 def test_what_is_no_older_artefact_of_the_kind_is_never_replaced(tmp_path: Path, there: str) -> None:
     place, changes, message = tmp_path / "place", {}, "is no artefact: name another --output"
     if there == "folder":
@@ -207,9 +207,6 @@ def test_what_is_no_older_artefact_of_the_kind_is_never_replaced(tmp_path: Path,
         (place / "thesis.txt").write_text("years of work")
     elif there == "file":
         place.write_text("years of work")
-    elif there == "damaged":
-        make(place)
-        (place / "manifest.json").write_text("{")
     elif there == "other kind":
         make(place, kind="model")
         message = "is a model artefact, a dataset would replace it"
@@ -227,9 +224,16 @@ def test_what_is_no_older_artefact_of_the_kind_is_never_replaced(tmp_path: Path,
     assert after == before
 
 
-def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", ["nothing", "no manifest", "a damaged manifest"])
+def test_an_empty_folder_and_what_tools_leave_of_an_artefact_are_taken(tmp_path: Path, left: str) -> None:
     (tmp_path / "a").mkdir()
+    if left != "nothing":
+        make(tmp_path / "a")
+        (tmp_path / "a" / "manifest.json").unlink()
+    if left == "a damaged manifest":
+        (tmp_path / "a" / "manifest.json").write_text("{")
     assert make(tmp_path / "a") is not None
+    assert artifacts.read(tmp_path / "a", "dataset").file("sub/data.bin").read_bytes() == b"payload"
 
 
 def test_a_missing_view_is_missed(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from pipestill import digests
 from pipestill.errors import InputError, SurroundingsError
 
 MANIFEST = "manifest.json"
+MARK = ".pipestill"  # holds the kind; says that a folder is ours to replace, even without its manifest
 SCHEMA = 1
 MANY_FILES = 100  # from here on one sync of the file system is faster than an fsync for each file
 
@@ -171,7 +172,7 @@ def describe_files(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, F
     files = {}
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
-        if file.is_file() and name != MANIFEST and name not in leave_out:
+        if file.is_file() and name not in (MANIFEST, MARK, *leave_out):
             files[name] = FileEntry(file.stat().st_size, digests.of_file(file))
     return files
 
@@ -179,19 +180,23 @@ def describe_files(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, F
 def check_place(path: Path, kind: str, inputs: Mapping[str, InputEntry]) -> None:
     """Raises InputError where an artefact published at `path` would replace anything but an older one of its kind.
 
-    Free are a place where nothing is, an empty folder, and an artefact of the same kind that is no input of the work.
+    Free are a place where nothing is, an empty folder, and one that bears this kind's mark, whole or not (Snakemake
+    removes manifests before it runs a stage), unless it is an input of the work.
     """
     if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
         return
     try:
-        body = json.loads((path / MANIFEST).read_text())
-        found, payload = str(body["kind"]), str(body["payload"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found = (path / MARK).read_text().strip()
+    except OSError:
         raise InputError(f"{path} is there and is no artefact: name another --output, or remove it") from None
     if found != kind:
         raise InputError(
             f"{path} is a {found} artefact, a {kind} would replace it: name another --output, or remove it"
         )
+    try:
+        payload = json.loads((path / MANIFEST).read_text())["payload"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
     if payload in {entry.payload for entry in inputs.values()}:
         raise InputError(f"{path} is an input of this work, its result would replace it: name another --output")
 
@@ -206,8 +211,9 @@ def publish(staging: Path, final: Path, manifest: Manifest) -> Artifact:
     check_place(final, manifest.kind, manifest.inputs)
     try:
         _sync_below(staging, [*manifest.files, *manifest.views])
+        (staging / MARK).write_text(f"{manifest.kind}\n")
         (staging / MANIFEST).write_text(manifest.to_json())
-        _sync_below(staging, [MANIFEST])
+        _sync_below(staging, [MARK, MANIFEST])
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():
             _exchange(staging, final)
