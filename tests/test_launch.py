@@ -61,7 +61,12 @@ def test_the_first_cause_is_named(tmp_path: Path) -> None:
     killed = {1: -signal.SIGKILL}
     leave(tmp_path, 0, 5.0, 3, "lost another rank")
     assert launch._outcome(tmp_path, killed)[1].startswith("rank 1 was ended by SIGKILL")
+    both = {0: -signal.SIGABRT, 1: -signal.SIGKILL}
+    (tmp_path / "0").unlink()
+    assert launch._outcome(tmp_path, both)[1].startswith("rank 1 was ended by SIGKILL")
+    assert launch._outcome(tmp_path, {0: -signal.SIGABRT})[1].startswith("rank 0 was ended by SIGABRT")
     leave(tmp_path, 2, 4.0, 3, "the loss became nan")
+    assert launch._outcome(tmp_path, {0: -signal.SIGTERM}) == (3, "the loss became nan")
     assert launch._outcome(tmp_path, {}) == (3, "the loss became nan")
     leave(tmp_path, 3, 9.0, 2, "the batch cannot be shared")
     assert launch._outcome(tmp_path, killed) == (2, "the batch cannot be shared")

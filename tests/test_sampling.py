@@ -625,7 +625,7 @@ def test_nothing_of_the_run_enters_the_artefact(tmp_path: Path, teacher: Path) -
         for folder in (tmp_path / "runs").glob("sample/*"):
             (folder / "record.json").unlink()
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert files == ["grid.png", "images-00000.npy", "index.json", "labels.npy", "manifest.json"]
+    assert files == [".pipestill", "grid.png", "images-00000.npy", "index.json", "labels.npy", "manifest.json"]
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 

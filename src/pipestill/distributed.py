@@ -119,7 +119,7 @@ def world(*, device: str = "auto", threads: int = 1, timeout: float = 600.0) -> 
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     group = World(rank, size, chosen)
-    with group.stop.listening():
+    with group.stop.listening(hand_back=size == 1):  # a launcher passes on a Ctrl-C that ranks have seen already
         if size == 1:
             yield group
             return

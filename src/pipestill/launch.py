@@ -19,6 +19,7 @@ from pathlib import Path
 from pipestill.errors import InputError, Stopped, SurroundingsError
 
 OUTCOME = "PIPESTILL_OUTCOME"  # variable naming the folder in which ranks leave their outcomes and process ids
+CONSEQUENCES = (signal.SIGTERM, signal.SIGABRT)  # signals by which a rank ends that has lost another
 GRACE = 5.0  # seconds between a rank's failure and the end of those that did not notice
 SHUTDOWN = 600  # seconds that ranks have to save their state and stop when they are asked to
 
@@ -121,13 +122,14 @@ def _outcome(folder: Path, killed: dict[int, int]) -> tuple[int, str]:
     for _, _, code, message in sorted(left):
         if code == InputError.exit_code:
             return code, message
-    silent = sorted((rank, -number) for rank, number in killed.items() if not (folder / str(rank)).exists())
+    silent = [(rank, -number) for rank, number in killed.items() if not (folder / str(rank)).exists()]
+    causes = [found for found in silent if found[1] not in CONSEQUENCES]
+    failures = [(code, message) for _, _, code, message in sorted(left) if code]
+    if failures and not causes:
+        return failures[0]
     if silent:
-        first, number = silent[0]
+        first, number = min(causes or silent)
         return 3, f"rank {first} was ended by {signal.Signals(number).name}; its state is kept, start it again"
-    for _, _, code, message in sorted(left):
-        if code:
-            return code, message
     return 3, "a rank ended without a word: see its output above"
 
 

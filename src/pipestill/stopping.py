@@ -44,8 +44,12 @@ class StopRequest:
         self.reason = signal.Signals(number).name
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Turns the stop signals into requests (in the main thread; elsewhere signals are not ours to take)."""
+    def listening(self, *, hand_back: bool = True) -> Iterator[None]:
+        """Turns the stop signals into requests (in the main thread; elsewhere signals are not ours to take).
+
+        Ctrl-C is handed back at the end, for a caller of the Python functions. The others stay: a launcher or scheduler
+        that repeats its SIGTERM must not end a process that is about to leave its outcome.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -53,5 +57,5 @@ class StopRequest:
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            if hand_back:
+                signal.signal(signal.SIGINT, before[signal.SIGINT] or signal.default_int_handler)
