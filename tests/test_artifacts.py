@@ -201,7 +201,11 @@ def test_what_a_kill_left_is_swept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("there", ["folder", "file", "other kind", "input", "below a file"])
 def test_what_is_no_older_artefact_of_the_kind_is_never_replaced(tmp_path: Path, there: str) -> None:
-    place, changes, message = tmp_path / "place", {}, "is no artefact: name another --output"
+    place, changes, message = (
+        tmp_path / "place",
+        {},
+        "holds what pipestill did not make, and is left alone: name another --output",
+    )
     if there == "folder":
         place.mkdir()
         (place / "thesis.txt").write_text("years of work")

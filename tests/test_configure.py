@@ -134,6 +134,19 @@ def test_edits_by_hand_are_kept_unless_forced(tmp_path: Path, capsys: pytest.Cap
     assert config.load(path).teachers["teacher"].training.iterations == 2000
 
 
+def test_an_experiment_is_not_replaced_by_a_command_that_names_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, "experiment=miniature")
+    before = path.read_text()
+    assert "is of experiment=miniature" in message(capsys, "--output", str(path), "report.title=Mine")
+    assert path.read_text() == before
+    written(tmp_path, "experiment=miniature", "report.title=Mine")
+    assert config.load(path).report.title == "Mine"
+    assert cli.main(["config", "--output", str(path), "--force", "report.title=Demo"]) == 0
+    assert "student-10-cfg15" in config.load(path).sampling.runs
+
+
 def test_a_file_of_another_origin_counts_as_edited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("data: {path: mine, resolution: 8}\nteachers: {}\n")

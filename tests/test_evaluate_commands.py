@@ -123,7 +123,7 @@ def test_reference_refuses_what_does_not_fit_and_touches_nothing(
     weights = f"reference.protocol.inception_weights={inception_file}"
     refused(attempt(wanted, weights, "reference.statistics=absent.npz"), "absent.npz is not there")
     refused(attempt("reference.statistics=absent.npz"), "add inception to reference.protocol.extractors")
-    refused(attempt("reference.floor.counts=[67]"), "67 images cannot be drawn from 66 train images")
+    refused(attempt("reference.floor.counts=[67]"), "runs have 67 images", "from 66 train images")
     refused(attempt("reference.floor.counts=[]"), "reference.floor.counts is empty")
     refused(attempt("reference.protocol.kid_subset_size=31"), "kid_subset_size=31", "2 to 30 fit")
     refused(attempt("reference.protocol.neighbours=30"), "neighbours=30", "at most 29")

@@ -273,7 +273,10 @@ def test_outside_statistics_stand_in_for_the_test_part(few: Path, inception_file
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"floor__counts": [500]}, r"500 images cannot be drawn from 132 train images.*largest possible count is 132"),
+        (
+            {"floor__counts": [500]},
+            r"500 images.*from 132 train images.*sampling\.shared\.images=132 or less",
+        ),
         ({"protocol__kid_subset_size": 61}, r"kid_subset_size=61.* 2 to 30 fit"),
         ({"protocol__neighbours": 30}, r"neighbours=30.*at most 29 neighbours fit"),
         ({"protocol__extractors": ["inception"]}, r"no reference\.protocol\.inception_weights.*6726825d\.pth"),

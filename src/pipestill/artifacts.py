@@ -188,7 +188,9 @@ def check_place(path: Path, kind: str, inputs: Mapping[str, InputEntry]) -> None
     try:
         found = (path / MARK).read_text().strip()
     except OSError:
-        raise InputError(f"{path} is there and is no artefact: name another --output, or remove it") from None
+        raise InputError(
+            f"{path} holds what pipestill did not make, and is left alone: name another --output"
+        ) from None
     if found != kind:
         raise InputError(
             f"{path} is a {found} artefact, a {kind} would replace it: name another --output, or remove it"

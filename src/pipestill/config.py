@@ -451,8 +451,8 @@ class Params(Section):
                 raise ValueError(f"{where}.sigmas: {run.sigmas} belongs to another model than {run.model}")
             if run.images not in self.reference.floor.counts:
                 raise ValueError(
-                    f"{where}.images: {run.images} has no real-against-real floor; "
-                    f"add it to reference.floor.counts {list(self.reference.floor.counts)}"
+                    f"{where}.images: {run.images} is not among reference.floor.counts "
+                    f"{list(self.reference.floor.counts)}: leave those out of pipestill config, they follow the runs"
                 )
         return self
 

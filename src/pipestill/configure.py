@@ -177,13 +177,32 @@ def schema() -> str:
     return json.dumps(body, indent=1, sort_keys=True) + "\n"
 
 
+def experiment_of(text: str) -> str | None:
+    """The `experiment=NAME` with which `render` wrote a parameter file; None where none was given."""
+    command = text.partition("\n")[0].removeprefix("# Written by: ")
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None
+    return next((word for word in words if word.startswith("experiment=")), None)
+
+
 def write(path: Path, text: str, *, force: bool = False) -> bool:
-    """Writes a parameter file and returns whether it changed. Raises InputError where edits would be lost."""
+    """Writes a parameter file and returns whether it changed.
+
+    Raises InputError where edits would be lost, or the file's experiment, which the new command does not name.
+    """
     if path.exists():
         old = path.read_text()
         if old == text:
             return False
         if edited(old) and not force:
             raise InputError(f"{path} holds edits that pipestill config did not make: keep them, or say --force")
+        before = experiment_of(old)
+        if before is not None and experiment_of(text) is None and not force:
+            raise InputError(
+                f"{path} is of {before}, and pipestill config composes anew each time: repeat {before} with all that "
+                "belongs to it, edit the file, or say --force"
+            )
     write_atomic(path, text)
     return True

@@ -1,6 +1,7 @@
 """Compose parameters from conf/ with Hydra, check them, and write params.yaml.
 
-Overrides are Hydra's: GROUP=CHOICE picks from conf/, key.name=value sets a value.
+Overrides are Hydra's: GROUP=CHOICE picks from conf/, key.name=value sets a value. Each call composes anew: repeat what
+belongs to an experiment, or edit params.yaml.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from pipestill import config, configure
+from pipestill.config import Params
 from pipestill.progress import say
 
 EXAMPLES = """\
@@ -39,10 +41,21 @@ def main(options: argparse.Namespace) -> None:
         config.load(options.output, options.overrides)
         say(f"{options.output} is in order")
     else:
-        text = configure.render(configure.compose(options.overrides), options.overrides)
+        params = configure.compose(options.overrides)
+        text = configure.render(params, options.overrides)
         if options.print:
             print(text, end="")
-        elif configure.write(options.output, text, force=options.force):
-            say(f"wrote {options.output}")
+            return
+        if configure.write(options.output, text, force=options.force):
+            say(f"wrote {options.output}: {_summary(params)}")
         else:
-            say(f"{options.output} says this already")
+            say(f"{options.output} says this already: {_summary(params)}")
+        made = any(params.data.path.startswith(f"data/{name}") for name in params.examples)
+        if not made and not Path(params.data.path).exists():
+            say(f"data.path={params.data.path} is not there yet")
+
+
+def _summary(params: Params) -> str:
+    """What the parameters are about, in one line."""
+    students, runs = len(params.distillation.students), len(params.sampling.runs)
+    return f"{params.report.title}, images of {params.data.path}, {students} students, {runs} runs"

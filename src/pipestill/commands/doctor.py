@@ -28,15 +28,12 @@ EXAMPLES = """\
 GIGABYTE = 1024**3
 EXTRAS = {
     "workflow": "snakemake and dvc repro",
-    "slurm": "snakemake on a Slurm cluster",
     "tracking": "operation.trackers",
     "dev": "make test",
 }
 PROGRAMS = {  # program: (Debian's package, what needs it)
     "git": ("git", "DVC and Snakemake"),
     "chromium": ("chromium", "the tests of the report in a browser"),
-    "slurmctld": ("slurm-wlm", "the tests of the Slurm profile"),
-    "munged": ("munge", "the tests of the Slurm profile"),
 }
 
 

@@ -61,8 +61,8 @@ def check(params: ReferenceParams, data: Dataset) -> None:
     largest = max(params.floor.counts)
     if largest > sizes["train"]:
         raise InputError(
-            f"reference.floor.counts: {largest} images cannot be drawn from {sizes['train']} train images "
-            f"without repetition: the largest possible count is {sizes['train']}"
+            f"runs have {largest} images, and as many cannot be drawn from {sizes['train']} train images for a floor: "
+            f"set sampling.shared.images={sizes['train']} or less with pipestill config, reference.floor.counts follows"
         )
     fewest = min(*params.floor.counts, sizes["test"])
     if params.protocol.kid_subset_size > fewest or params.protocol.kid_subset_size < 2:

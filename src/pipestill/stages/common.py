@@ -40,6 +40,11 @@ def add_common(parser: argparse.ArgumentParser, *, output: bool = True, name: st
 def add_launch(parser: argparse.ArgumentParser) -> None:
     """Adds what stages that run over ranks share."""
     parser.add_argument("--ranks", type=_positive, metavar="N", help="processes (default: operation.ranks, else 1)")
+    add_deadline(parser)
+
+
+def add_deadline(parser: argparse.ArgumentParser) -> None:
+    """Adds the deadline of a stage that can stop and go on."""
     parser.add_argument(
         "--deadline-min", type=_minutes, metavar="MIN", help="save, stop and exit 75 after so many minutes"
     )

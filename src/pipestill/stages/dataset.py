@@ -47,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=Path, metavar="DIR", help="with --check: write report.json and .html there")
     parser.add_argument("--dataset", type=Path, metavar="DIR", help="with --export-lmdb: the dataset artefact")
     parser.add_argument("--part", choices=("train", "validation", "test"), help="with --export-lmdb: only this part")
-    parser.add_argument(
-        "--deadline-min", type=float, metavar="MIN", help="save, stop and exit 75 after so many minutes"
-    )
+    common.add_deadline(parser)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -131,6 +129,8 @@ def check(
     from pipestill.data.transforms import Form
 
     source = open_source(data)
+    if report is not None and report.resolve().is_relative_to(Path(data.path).resolve()):
+        raise InputError(f"--report {report} lies among the images of {data.path}: name a folder elsewhere")
     runs_root().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=runs_root(), prefix="check-") as folder:
         ingested = ingest(source, Form.of(data), Path(folder), workers=workers, stop=stop)
