@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import re
@@ -173,6 +174,15 @@ def test_what_is_damaged_is_neither_recorded_nor_accepted(finished: Project, tmp
     said = project.pipestill("sync")
     assert re.search(r"left to run: dataset: .*images\.lmdb differs from its manifest", said)
     assert re.search(r"left to run: report: .*index\.html is missing", said)
+
+
+def test_sync_accepts_what_a_killed_snakemake_left_marked_as_incomplete(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    marks = project.root / ".snakemake" / "incomplete"
+    marks.mkdir(exist_ok=True)
+    (marks / base64.b64encode(b"artifacts/dataset/manifest.json").decode()).touch()
+    project.pipestill("sync")
+    assert project.planned() == {}
 
 
 def test_metrics_that_are_not_the_artefacts_are_not_recorded(finished: Project, tmp_path: Path) -> None:
