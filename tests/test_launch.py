@@ -53,6 +53,11 @@ def test_a_rank_that_has_done_its_work_or_stopped_takes_nobody_along(tmp_path: P
     assert first.wait(60) == (SurroundingsError.exit_code if ends else 0)
 
 
+def test_under_another_launcher_there_is_nothing_to_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(launch.OUTCOME, raising=False)
+    launch.watch_siblings()
+
+
 def leave(folder: Path, rank: int, moment: float, code: int, message: str) -> None:
     (folder / str(rank)).write_text(f"{moment}\n{code}\n{message}")
 

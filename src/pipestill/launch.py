@@ -41,8 +41,10 @@ def watch_siblings() -> None:
     """Ends this rank a few seconds after another rank of this node failed, whatever it is waiting for by then.
 
     A rank that computes, saves or waits for a GPU does not notice a lost peer by itself. Whoever notices in time leaves
-    an outcome of its own; the launcher names the first cause.
+    an outcome of its own; the launcher names the first cause. Under any other launcher nothing is watched.
     """
+    if OUTCOME not in os.environ:
+        return
     folder, own = Path(os.environ[OUTCOME]), os.environ["LOCAL_RANK"]
     (folder / f"pid-{own}").write_text(str(os.getpid()))
     others = [rank for rank in range(int(os.environ["LOCAL_WORLD_SIZE"])) if str(rank) != own]

@@ -22,6 +22,7 @@ from pipestill.errors import InputError
 from pipestill.evaluation import classifier, measure
 from pipestill.evaluation.classifier import Classifier
 from pipestill.evaluation.extractors import Extractor
+from pipestill.evaluation.intervals import rounded
 from pipestill.evaluation.moments import Moments, MomentSums, read_statistics
 from pipestill.evaluation.reference import (
     CLASSIFIER,
@@ -211,7 +212,7 @@ def _with_real_figures(reference: Reference, world: World) -> Index:
         if index.images[part]:
             with torch.inference_mode():
                 guessed = reference.classifier().last(reference.features(part, "classifier")).argmax(1)
-            accuracy[part] = measure.rounded(float((guessed == reference.labels(part)).double().mean()))
+            accuracy[part] = rounded(float((guessed == reference.labels(part)).double().mean()))
     return replace(index, accuracy=accuracy, nearest_real=measure.nearest_real(reference, world.device))
 
 

@@ -5,6 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+DIGITS = 8  # significant digits of a printed figure
+
+
+def rounded(value: float) -> float:
+    """The figure as it is printed: eight significant digits."""
+    return float(f"{value:.{DIGITS}g}")
+
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
     """Mean of several measurements and the 95% t-interval of that mean; no interval for one alone."""

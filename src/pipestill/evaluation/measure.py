@@ -14,13 +14,12 @@ from torch import Tensor
 
 from pipestill import counter
 from pipestill.evaluation import metrics
-from pipestill.evaluation.intervals import mean_and_interval
+from pipestill.evaluation.intervals import mean_and_interval, rounded
 from pipestill.evaluation.moments import Moments, frechet_distance
 from pipestill.evaluation.reference import Reference
 
 NEAREST_SPACE = "efficientnet_lite0"
 SPLITS = 10  # of the Inception Score
-DIGITS = 8  # significant digits of a printed figure
 
 Figures = dict[str, float]
 
@@ -89,11 +88,6 @@ def summarise(repetitions: Sequence[Figures]) -> tuple[Figures, dict[str, list[f
         if interval is not None:
             intervals[key] = [rounded(end) for end in interval]
     return means, intervals
-
-
-def rounded(value: float) -> float:
-    """The figure as it is printed: eight significant digits."""
-    return float(f"{value:.{DIGITS}g}")
 
 
 def stratified(labels: Tensor, count: int, *, seed: int, draw: int) -> Tensor:

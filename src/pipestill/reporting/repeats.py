@@ -10,11 +10,9 @@ from itertools import takewhile
 from typing import Any
 
 from pipestill import digests
-from pipestill.evaluation.intervals import mean_and_interval
+from pipestill.evaluation.intervals import mean_and_interval, rounded
 from pipestill.reporting import figures
 from pipestill.reporting.sources import Sources
-
-DIGITS = 8
 
 
 def repeats(
@@ -50,8 +48,8 @@ def _entry(members: Sequence[Mapping[str, Any]], rivals: Mapping[tuple[str, str]
         mean, interval = mean_and_interval(values)
         rival = rivals[names[0], space]
         spaces[space] = {
-            "mean": _rounded(mean),
-            "interval": None if interval is None else [_rounded(end) for end in interval],
+            "mean": rounded(mean),
+            "interval": None if interval is None else [rounded(end) for end in interval],
             "values": values,
             "floor": rival["floor"],
             "same_budget": rival["same_budget"],
@@ -71,7 +69,3 @@ def _common(names: Sequence[str]) -> str:
     words = [name.split("-") for name in names]
     shared = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*words, strict=False))]
     return "-".join(shared) or names[0]
-
-
-def _rounded(number: float) -> float:
-    return float(f"{number:.{DIGITS}g}")

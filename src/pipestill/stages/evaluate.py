@@ -130,6 +130,7 @@ def _measure(
 
     from pipestill.evaluation import measure
     from pipestill.evaluation.clock import Clock
+    from pipestill.evaluation.intervals import rounded
     from pipestill.evaluation.tables import extract
 
     clock = Clock()
@@ -155,7 +156,7 @@ def _measure(
     staging = work.staging()
     (staging / METRICS).write_text(_json(body))
     (staging / SEEDS).write_text(
-        _json({seed: {key: measure.rounded(value) for key, value in found.items()} for seed, found in by_seed.items()})
+        _json({seed: {key: rounded(value) for key, value in found.items()} for seed, found in by_seed.items()})
     )
     summary = {key: value for key, value in body.items() if key.startswith(("fd_", "class_accuracy", "diversity"))}
     artifact = work.publish(staging, summary)
@@ -167,6 +168,7 @@ def _measure(
 def _figures(samples: Samples, reference: Reference, repetitions: list[dict[str, float]]) -> dict[str, Any]:
     """metrics.json: means over seeds, the floor beside each distance, what the run was, and the protocol in words."""
     from pipestill.evaluation import measure
+    from pipestill.evaluation.intervals import rounded
 
     means, intervals = measure.summarise(repetitions)
     floor = reference.floor(samples.images_per_seed)
@@ -174,7 +176,7 @@ def _figures(samples: Samples, reference: Reference, repetitions: list[dict[str,
     for key, value in means.items():
         if key.startswith("fd_"):
             beside[f"floor_{key}"] = floor[key]
-            beside[f"excess_{key}"] = measure.rounded(value - floor[key])
+            beside[f"excess_{key}"] = rounded(value - floor[key])
     texts = measure.protocol_text(reference, means) | {"floor": measure.texts_of(floor["protocol"])["floor"]}
     if intervals:
         texts["intervals"] = measure.INTERVAL.format("sampling seeds")
