@@ -23,6 +23,7 @@ from pipestill.networks.unet import build_unet, encoder_view
 
 NETWORK = NetworkParams(channels=(8, 16), layers=1, norm_groups=4)
 SHAPE = (1, 8, 8)
+NO_GAN = GanParams(generator_weight=0, discriminator_weight=0)
 
 
 def network(seed: int) -> nn.Module:
@@ -36,12 +37,12 @@ def network(seed: int) -> nn.Module:
 
 
 class RealImages:
-    """Stands for the loader: images and labels by step."""
+    """Stands for the loader: a rank's equal share of the images and labels of a step."""
 
-    def __init__(self, batch: int) -> None:
-        self.images = counter.normal(7, "real", torch.arange(batch), SHAPE).clamp(-1, 1)
-        self.labels = torch.arange(batch) % 3
-        self.positions = torch.arange(batch)
+    def __init__(self, batch: int, world: World) -> None:
+        self.positions = torch.arange(batch).chunk(world.size)[world.rank]
+        self.images = counter.normal(7, "real", self.positions, SHAPE).clamp(-1, 1)
+        self.labels = self.positions % 3
 
     def batch(self, step: int) -> RealImages:
         return self
@@ -55,6 +56,7 @@ class NoValidation:
 def distillation(world: World | None = None, **overrides: Any) -> Distillation:
     usual = {"teacher": "teacher", "init": "teacher", "steps": 3, "iterations": 4, "batch": 6, "update_ratio": 2}
     params = StudentParams.model_validate(usual | overrides)
+    world = world or World(0, 1, torch.device("cpu"))
     teacher = network(0).requires_grad_(False).eval()
     student, score = copy.deepcopy(teacher).requires_grad_(True), network(1)
     native = NativeSchedule(params.steps, params.transition, params.sigma_max, params.sigma_min, params.rho)
@@ -68,9 +70,9 @@ def distillation(world: World | None = None, **overrides: Any) -> Distillation:
         fake=fake,
         card=card,
         params=params,
-        loader=RealImages(6),  # type: ignore[arg-type]
+        loader=RealImages(6, world),  # type: ignore[arg-type]
         validation=NoValidation(),  # type: ignore[arg-type]
-        world=world or World(0, 1, torch.device("cpu")),
+        world=world,
     )
 
 
@@ -199,15 +201,16 @@ def test_the_stop_step_is_a_function_of_the_turn_and_covers_all_steps() -> None:
 
 @pytest.mark.parametrize("mode", ["every_step", "fresh"])
 @pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("gan", [NO_GAN, GanParams(generator_weight=0.5, discriminator_weight=0.5, r1=0.1)])
 def test_a_batch_and_its_gradient_are_the_same_over_any_number_of_ranks(
-    mode: str, size: int, monkeypatch: pytest.MonkeyPatch
+    mode: str, size: int, gan: GanParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ranks that are not wrapped in DDP here; its mean over them is taken by hand."""
     monkeypatch.setattr("pipestill.distillation.dmd2.distributed", lambda module, world: module)
     monkeypatch.setattr("pipestill.training.optimizers.step", lambda *_: torch.zeros(()))  # gradients stay
 
     def run(world: World) -> tuple[list[int], dict[str, Tensor], dict[str, Tensor]]:
-        made = distillation(world, rollout=mode, batch=20, gan=GanParams(generator_weight=0, discriminator_weight=0))
+        made = distillation(world, rollout=mode, batch=24 if gan.on else 20, gan=gan)
         states, items = made._rollout(5)
         x0, figures = made._update_generator(0, states, items)
         figures |= made._update_fake(5, x0, states.condition, items)
@@ -222,9 +225,14 @@ def test_a_batch_and_its_gradient_are_the_same_over_any_number_of_ranks(
     items, figures, gradients = run(World(0, 1, torch.device("cpu")))
     ranks = [run(World(rank, size, torch.device("cpu"))) for rank in range(size)]
     assert sorted(item for rank in ranks for item in rank[0]) == sorted(items)
-    if (mode, size) != ("fresh", 2):  # 7 trajectories, or 20 states over three ranks
-        assert len({len(rank[0]) for rank in ranks}) > 1
-    for name in ("dm_loss", "fake_score_loss"):
+    # 7 trajectories, or 20 states over three ranks; with a GAN 8 trajectories over three
+    uneven = (mode, size) == ("every_step", 3) if gan.on else (mode, size) != ("fresh", 2)
+    assert (len({len(rank[0]) for rank in ranks}) > 1) == uneven
+    for name in (
+        "dm_loss",
+        "fake_score_loss",
+        *(["gan_discriminator_loss", "gan_discriminator_right"] if gan.on else []),
+    ):
         torch.testing.assert_close(sum(rank[1][name] for rank in ranks) / size, figures[name], rtol=1e-5, atol=1e-7)
     for name, whole in gradients.items():
         mean = sum(rank[2][name] for rank in ranks) / size

@@ -183,21 +183,23 @@ class Distillation:
         if params.gan.on:
             judged = self._judged(turn, x0, condition, items)
         denoised, logits = self._fake_trained(noisy, sigma, condition, judged)
-        matching = losses.fake_score_loss(denoised, x0, self._fake.denoiser.fake_score_weight(sigma))
+        weight = self._fake.denoiser.fake_score_weight(sigma)
+        matching = self._share * losses.fake_score_loss(denoised, x0, weight)
         loss, figures = params.fake_score.weight * matching, {"fake_score_loss": matching.detach()}
         if logits is not None:
             fake_logits, real_logits = logits[:count], logits[count:]
             if params.gan.r1 > 0:
                 real_logits, jittered = real_logits.chunk(2)
                 loss = loss + params.gan.r1 * losses.approximate_r1(real_logits, jittered)
-            adversarial = losses.discriminator_gan_loss(fake_logits, real_logits)
+            called_fake, called_real = losses.discriminator_gan_losses(fake_logits, real_logits)
+            adversarial = self._share * called_fake + called_real  # ranks have equal shares of the real images
             loss = loss + params.gan.discriminator_weight * adversarial
-            right = 0.5 * ((fake_logits < 0).float().mean() + (real_logits > 0).float().mean())
+            right = 0.5 * (self._share * (fake_logits < 0).float().mean() + (real_logits > 0).float().mean())
             figures |= {"gan_discriminator_loss": adversarial.detach(), "gan_discriminator_right": right}
-        (self._share * loss).backward()
+        loss.backward()
         updates = self.updates * params.update_ratio
         norm = optimizers.step(self._fake_optimizer, params.fake_score_lr, params.optimizer, turn, updates)
-        return {name: self._share * figure for name, figure in figures.items()} | {"fake_score_gradient_norm": norm}
+        return figures | {"fake_score_gradient_norm": norm}
 
     def _fake_noised(self, items: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
         if self._params.fake_score.noise == "ladder":

@@ -35,9 +35,9 @@ def generator_gan_loss(fake_logits: Tensor) -> Tensor:
     return F.softplus(-fake_logits).mean()
 
 
-def discriminator_gan_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-    """mean(softplus(D(fake)) + softplus(-D(real))): the discriminator calls samples fake and data real."""
-    return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+def discriminator_gan_losses(fake_logits: Tensor, real_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """mean softplus(D(fake)) and mean softplus(-D(real)), to be added: samples are called fake and data real."""
+    return F.softplus(fake_logits).mean(), F.softplus(-real_logits).mean()
 
 
 def approximate_r1(real_logits: Tensor, jittered_logits: Tensor) -> Tensor:
