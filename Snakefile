@@ -40,3 +40,4 @@ onsuccess:
 
 onerror:
     let_dvc_record()
+    say_what_failed()

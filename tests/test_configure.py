@@ -161,6 +161,19 @@ def test_parameter_files_are_checked_where_they_are_read(tmp_path: Path) -> None
         config.load(path)
 
 
+@pytest.mark.parametrize(
+    ("override", "place"),
+    [
+        ("training.iterations=5", "teachers.NAME.training"),
+        ("sampling.shared.images=5", "sampling.runs.NAME"),
+        ("distillation.shared.batch=5", "distillation.students.NAME"),
+    ],
+)
+def test_shared_settings_are_led_to_their_place_in_a_parameter_file(tmp_path: Path, override: str, place: str) -> None:
+    with pytest.raises(InputError, match=rf"{override.rpartition('.')[0]} is shared by several .* {place}$"):
+        config.load(written(tmp_path), [override])
+
+
 def test_a_run_with_a_solver_that_is_not_tuned_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path)
     with pytest.raises(InputError, match=r"heun at 6 steps is not in tune\.teacher\.solvers"):

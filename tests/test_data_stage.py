@@ -232,7 +232,10 @@ def test_an_output_that_another_process_writes(run: Run) -> None:
 
 def test_check_finds_bad_files_and_writes_no_artefact(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     class_folders(Path("mine"))
-    assert run("--check", "mine")[0] == 0
+    assert cli.main(["dataset", "--check", "mine"]) == 0
+    said = capsys.readouterr().err
+    for limit in ("train images", "kid_subset_size="):  # all that reference would refuse, at once
+        assert re.search(rf"the stages that follow would refuse this: .*{limit}", said), limit
     Path("mine/a/text.png").write_text("no image")
     assert cli.main(["dataset", "--check", "mine", "--report", "report"]) == 2
     assert "a/text.png is no image in a known format" in capsys.readouterr().err

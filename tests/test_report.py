@@ -21,7 +21,7 @@ import report_artifacts
 from pipestill import artifacts, cli
 from pipestill.config import Params
 from pipestill.errors import InputError
-from pipestill.reporting import figures, grids, results
+from pipestill.reporting import figures, gather, grids, results
 from pipestill.reporting.table import results_table
 from pipestill.stages.report import report
 from pipestill.work import run_folder
@@ -210,6 +210,15 @@ def test_students_are_compared_with_the_teachers_best_at_their_budget(made: Made
         "student-10: distance 1.61 at 10 evaluations an image, against the teacher's best of 1.93 at no more and 1.52 "
         "at 79; real images score 0.920 (classifier features)."
     )
+
+
+@pytest.mark.parametrize(("distance", "far"), [(4.5, False), (4.7, True)])  # the floor is 0.92
+def test_an_untrained_teacher_is_not_held_up_as_a_rival(made: Made, distance: float, far: bool) -> None:
+    runs, compared = (
+        made.body["runs"],
+        [entry | {"any_budget": entry["any_budget"] | {"distance": distance}} for entry in made.body["comparisons"]],
+    )
+    assert ("train it longer" in gather.verdict(runs, compared, made.body["extractors"])) == far
 
 
 def test_students_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from pipestill.config import EmaParams, OptimizerParams
+from pipestill.config import EmaParams, OperationParams, OptimizerParams
 from pipestill.diffusion.conditions import NoCondition
-from pipestill.errors import InputError
-from pipestill.training import optimizers, state
+from pipestill.distributed import World
+from pipestill.errors import InputError, SurroundingsError
+from pipestill.training import loop, optimizers, state
 from pipestill.training.curves import Curves
 from pipestill.training.ema import Ema, decay_at
 from pipestill.training.losses import denoising_loss
 from pipestill.training.ranks import averaged, seed_torch
+from pipestill.training.tracking import Silent
+from pipestill.work import open_work
 
 
 def test_ema_is_the_geometric_sum_of_the_weights() -> None:
@@ -141,6 +145,54 @@ def test_a_state_of_other_parameters_is_refused(tmp_path: Path) -> None:
     state.save(tmp_path, 1, {}, key="these", keep=1)
     with pytest.raises(InputError, match="belongs to other parameters"):
         state.load_newest(tmp_path, key="those", device=torch.device("cpu"))
+
+
+class Growing:
+    """A training whose one weight grows a billionfold with every update, until float32 holds it no more."""
+
+    updates = 10
+
+    def __init__(self) -> None:
+        self.weight = torch.ones(())
+        self.ema = Ema(nn.Linear(1, 1))
+
+    def update(self, step: int) -> dict[str, torch.Tensor]:
+        self.weight = self.weight * 1e9
+        return {"loss": self.weight}
+
+    def validate(self, step: int) -> dict[str, float]:
+        return {}
+
+    def warm_up(self) -> None:
+        pass
+
+    def state(self) -> dict[str, Any]:
+        return {"weight": self.weight}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.weight = state["weight"]
+
+
+@pytest.mark.parametrize("log_every", [1, 4, 100])
+def test_a_loss_that_is_not_finite_leaves_the_last_good_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
+) -> None:
+    """1e36 fits into float32, 1e45 does not: the fifth update is the first bad one, however seldom figures are read."""
+    monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(loop, "SAVING_SHARE", 0)
+    operation = OperationParams(save_every=1e-9, log_every=log_every)
+    parameters: dict[str, Any] = {}
+    world = World(0, 1, torch.device("cpu"))
+    with open_work(
+        kind="model", stage="train", version=1, parameters=parameters, inputs={}, output=tmp_path / "out"
+    ) as work:
+        for said in (r"loss became inf at update 5", r"loss became inf at update 5"):  # a second start goes on to it
+            with pytest.raises(SurroundingsError, match=said):
+                loop.run(Growing(), work=work, world=world, operation=operation, label="grow", tracker=Silent())
+            found = state.load_newest(work.state, key=work.key, device=world.device)
+            assert found is not None
+            assert found[0] == 4
+            assert found[1]["training"]["weight"].item() == pytest.approx(1e36)
 
 
 def test_torchs_generator_is_a_function_of_seed_update_and_rank() -> None:

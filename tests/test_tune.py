@@ -234,7 +234,11 @@ def test_a_tuned_artefact_serves_sampling(
 
 
 def test_stopped_and_gone_on_with_gives_the_same_bytes(
-    tmp_path: Path, teacher: Path, digits_reference: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    teacher: Path,
+    digits_reference: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     kept = tuning.write_atomic
     written: list[Path] = []
@@ -261,6 +265,7 @@ def test_stopped_and_gone_on_with_gives_the_same_bytes(
             run("a")
     assert not (tmp_path / "a").exists()
     resumed = run("a")
+    assert "going on: 3 of " in capsys.readouterr().err
     assert [path.exists() for path in written] == [False] * 3  # the state went with the artefact
     monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "others"))
     whole = run("b")
@@ -294,7 +299,9 @@ def test_the_command_stops_at_its_deadline_and_goes_on(
         assert cli.main(words) == 75
     assert "stopped by its time limit after 0 of 4 candidates" in capsys.readouterr().err
     assert cli.main(words) == 0
-    assert "teacher: 4 candidates of 21 images, by classifier" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "teacher: 4 candidates of 21 images, by classifier" in said
+    assert "going on" not in said
     assert cli.main(words) == 0
     assert "is there and verifies: nothing to do" in capsys.readouterr().err
 

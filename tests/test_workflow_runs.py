@@ -207,10 +207,13 @@ def test_artefacts_of_other_parameters_are_not_signed_with_the_report(finished: 
 def test_what_finished_before_a_failure_is_recorded(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     project.pipestill("config", MINIATURE, "sampling.runs.student-4.seeds=[7]")
-    project.edit("dvc.yaml", "pipestill report --dataset", "false && pipestill report --dataset")
+    project.edit("dvc.yaml", "pipestill report --dataset", "pipestill reprot --dataset")
     said = project.snakemake(code=1)
     assert "recorded 2: sample@student-4 evaluate@student-4" in said
     assert "not tried again" in said
+    assert any(line.startswith("report ended with 2: pipestill: ") for line in said.rstrip().splitlines()[-6:])
+    assert "there is no command 'reprot'" in (project.root / "runs/logs/report/all.log").read_text()
+    assert "evaluate student-4 ended" not in said
     assert project.unfinished_for_dvc() == {"report"}
 
 
@@ -237,6 +240,8 @@ def test_trace_leads_from_a_figure_to_the_images(finished: Project) -> None:
     for place in [*(f"artifacts/{name}" for name in behind), "data/digits"]:
         assert any(payloads[place] in line and f" in {place}, " in line and "verified" in line for line in lines), place
     assert not any("student-10" in line for line in lines)
+    count = sum(" in artifacts/" in line or " in data/" in line for line in lines if "(above)" not in line)
+    assert lines[-1] == f"every byte of {count} artefacts is as its manifest says"
 
 
 def test_trace_says_what_is_gone_changed_or_unknown(finished: Project, tmp_path: Path) -> None:
@@ -245,6 +250,8 @@ def test_trace_says_what_is_gone_changed_or_unknown(finished: Project, tmp_path:
     said = project.pipestill("trace", "artifacts/samples/student-4/grid.png")
     teacher = finished.payloads()["artifacts/models/teacher"]
     assert f"teacher: model {teacher} (not here: pull it" in said
+    said = project.pipestill("trace", "--verify", "artifacts/samples/student-4")
+    assert said.rstrip().endswith("; not here, so not verified: init")
     curves = project.root / "artifacts/models/student-4/curves.csv"
     curves.write_text(curves.read_text().replace("0", "1"))
     said = project.pipestill("trace", "--verify", "artifacts/models/student-4", code=2)
@@ -261,6 +268,12 @@ def test_doctor_names_what_stands_and_what_does_not(finished: Project, tmp_path:
     assert re.search(r"^ok    \d+ artefacts stand and verify$", said, re.MULTILINE)
     assert "ok    DVC has recorded what stands" in said
     assert {line[:6] for line in said.splitlines()} <= {"ok    ", "warn  "}
+
+    project.edit("params.yaml", "path: data/digits/images", "path: photos")
+    shutil.rmtree(project.root / "artifacts/dataset")
+    assert "warn  photos, which dataset reads, does not exist" in project.pipestill("doctor", "--quick")
+    project.git("checkout", "params.yaml")
+    shutil.copytree(finished.root / "artifacts/dataset", project.root / "artifacts/dataset")
 
     network = next((project.root / "artifacts/models/student-4/unet").glob("*.safetensors"))
     content = bytearray(network.read_bytes())

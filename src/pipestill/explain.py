@@ -8,11 +8,24 @@ from pydantic import BaseModel
 
 from pipestill.errors import nearest
 
+SHARED = {  # conf/'s shared sections, and where params.yaml has what they say
+    "network": "teachers.NAME.network",
+    "training": "teachers.NAME.training",
+    "tuning": "tune.NAME",
+    "distillation.shared": "distillation.students.NAME",
+    "sampling.shared": "sampling.runs.NAME",
+}
+
 
 def explain(section: type[BaseModel], problem: Any) -> str:
     """One of pydantic's problems with a section, as `key: what is wrong and what would be right`."""
     location = [str(part) for part in problem["loc"] if part != "[key]"]
     key = ".".join(location)
+    if problem["type"] == "extra_forbidden" and key in SHARED:
+        return (
+            f"{key} is shared by several entries only where parameters are composed (pipestill config, or a stage "
+            f"without a params.yaml): here each entry has its own, {SHARED[key]}"
+        )
     if problem["type"] == "extra_forbidden":
         return f"{key} is not known" + nearest(location[-1], _names_at(section, location[:-1]))
     message = problem["msg"].removeprefix("Value error, ")

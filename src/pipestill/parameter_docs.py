@@ -11,6 +11,8 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from pipestill.config import Params, Section
+from pipestill.configure import conf_folder
+from pipestill.explain import SHARED
 
 LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}  # as pydantic's constraints call them
 HEAD = """\
@@ -20,12 +22,20 @@ Made from `src/pipestill/config.py` by `pipestill config --docs > docs/parameter
 
 `params.yaml` holds every value; `pipestill config` writes it from `conf/`. `NAME` stands for the name of an entry
 (`[a-z0-9][a-z0-9-]*`). A stage takes further values at the end of its command line as `key.name=value`.
+
+Where parameters are composed (`pipestill config`, or a stage with no params.yaml beside it), some settings are shared:
+
+{shared}
+
+`like: OTHER` in an entry takes over what the entry OTHER states, and `experiment=` chooses a whole setting:
+
+{experiments}
 """
 
 
 def page() -> str:
     """The whole page as Markdown."""
-    parts = [HEAD]
+    parts = [HEAD.format(shared=_shared(), experiments=_experiments())]
     for key, section in _sections("", Params):
         title = f"`{key}`" if key else "Sections of params.yaml"
         about = " ".join(str(section.__dict__.get("__doc__") or "").split())
@@ -33,6 +43,22 @@ def page() -> str:
         table = ["| name | values | default | meaning |", "| --- | --- | --- | --- |", *rows]
         parts.append("\n".join([f"## {title}", "", *([about, ""] if about else []), *table, ""]))
     return "\n".join(parts)
+
+
+def _shared() -> str:
+    rows = [f"| `{key}.*` | `{place}.*` |" for key, place in SHARED.items()]
+    return "\n".join(
+        ["| shared setting | stands in params.yaml, unless an entry says otherwise, as |", "| --- | --- |", *rows]
+    )
+
+
+def _experiments() -> str:
+    """The experiments in conf/, each with its file's comment."""
+    said = []
+    for file in sorted((conf_folder() / "experiment").glob("*.yaml")):
+        comment = [line[1:].strip() for line in file.read_text().splitlines() if re.match("#(?! @)", line)]
+        said.append(f"- `{file.stem}`: {' '.join(comment).rstrip('.')}.")
+    return "\n".join(said)
 
 
 def _sections(key: str, section: type[Section]) -> Iterator[tuple[str, type[Section]]]:

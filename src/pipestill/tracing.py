@@ -15,6 +15,7 @@ from pipestill.artifacts import MANIFEST, Artifact, InputEntry
 from pipestill.errors import InputError
 from pipestill.standing import figures_of, open_any, same_figures
 
+OUTSIDE = ("folder", "file")  # kinds of what no stage makes
 FOLDERS = ("data", "artifacts")  # where a project's artefacts lie
 
 
@@ -99,7 +100,7 @@ def lines(link: Link, root: Path, *, verify: bool = False) -> Iterator[str]:
 def _lines(link: Link, root: Path, first: str, rest: str, shown: set[InputEntry], verify: bool) -> Iterator[str]:
     head = f"{first}{link.name}: {link.entry.kind} {link.entry.payload}"
     if link.artifact is None:
-        outside = link.entry.kind in ("folder", "file")
+        outside = link.entry.kind in OUTSIDE
         yield f"{head} ({'an outside source' if outside else 'not here: pull it, or run anew what follows it'})"
         return
     manifest, place = link.artifact.manifest, _place(link.artifact.path, root)
@@ -117,6 +118,18 @@ def _lines(link: Link, root: Path, first: str, rest: str, shown: set[InputEntry]
         last = index == len(link.inputs) - 1
         mark, bar = ("└─ ", "   ") if last else ("├─ ", "│  ")
         yield from _lines(before, root, rest + mark, rest + bar, shown, verify)
+
+
+def verdict(link: Link) -> str:
+    """One line on a chain that has been verified to its end: what was, and what is not here to be."""
+    links = list(link.walk())
+    whole = sum(before.artifact is not None for before in links)
+    outside = [before.name for before in links if before.artifact is None and before.entry.kind in OUTSIDE]
+    absent = [before.name for before in links if before.artifact is None and before.entry.kind not in OUTSIDE]
+    says = f"every byte of {whole} {'artefact' if whole == 1 else 'artefacts'} is as its manifest says"
+    if outside:
+        says += f"; named by digest alone, as outside sources: {', '.join(outside)}"
+    return says + (f"; not here, so not verified: {', '.join(absent)}" if absent else "")
 
 
 def _place(path: Path, root: Path) -> str:

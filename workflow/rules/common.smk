@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -10,6 +11,7 @@ from pipestill import config as parameters_file
 from pipestill import pipeline, tools
 from pipestill.errors import PipestillError
 
+BEGUN = time.time()
 RUNS = os.environ.get("PIPESTILL_RUNS", "runs")
 ROOT = Path(workflow.basedir)
 tools.put_on_path()
@@ -85,6 +87,17 @@ def log_of(name, entry="{name}"):
 
 def benchmark_of(name, entry="{name}"):
     return f"{RUNS}/benchmarks/{name}/{entry}.tsv"
+
+
+def say_what_failed():
+    """Once more, at the end, the last line of each stage that failed in this run: Snakemake's own lines bury it."""
+    for outcome in sorted(Path(RUNS, "logs").glob("*/*.exit"), key=lambda path: path.stat().st_mtime):
+        code = outcome.read_text().strip()
+        if outcome.stat().st_mtime < BEGUN or code == "0":
+            continue
+        said = [line for line in outcome.with_suffix(".log").read_text(errors="replace").splitlines() if line.strip()]
+        name = f"{outcome.parent.name} {outcome.stem}".removesuffix(" all")
+        print(f"{name} ended with {code}: {said[-1] if said else 'it said nothing'}", file=sys.stderr)
 
 
 # One attempt at a stage. Its lines go to the terminal and to the log; a further attempt (--retries) is made only after

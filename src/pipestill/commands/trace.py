@@ -24,5 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     root = Path.cwd()
-    for line in tracing.lines(tracing.trace(options.path, root), root, verify=options.verify):
+    chain = tracing.trace(options.path, root)
+    for line in tracing.lines(chain, root, verify=options.verify):
         print(line)
+    if options.verify:
+        print(tracing.verdict(chain))

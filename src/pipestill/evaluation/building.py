@@ -23,6 +23,7 @@ from pipestill.evaluation import classifier, measure
 from pipestill.evaluation.classifier import Classifier
 from pipestill.evaluation.extractors import Extractor
 from pipestill.evaluation.intervals import rounded
+from pipestill.evaluation.limits import misfits
 from pipestill.evaluation.moments import Moments, MomentSums, read_statistics
 from pipestill.evaluation.reference import (
     CLASSIFIER,
@@ -46,36 +47,10 @@ HELD_BYTES = 1 << 30  # images that the classifier's training holds in memory
 
 def check(params: ReferenceParams, data: Dataset) -> None:
     """Raises InputError, in one line, where the data is too small for what the parameters ask or has no labels."""
-    path, sizes = data.artifact.path, {part: len(indices) for part, indices in data.split.items()}
-    for part in ("train", "test"):
-        if sizes[part] < 2:
-            raise InputError(f"{path} has {sizes[part]} {part} images, at least 2 are needed: set data.split")
-    if "classifier" in params.protocol.extractors and not data.classes:
-        raise InputError(
-            f"{path} has no labels, so there is no classifier to measure with: "
-            "take classifier out of reference.protocol.extractors"
-        )
-    if not params.floor.counts:
-        raise InputError(
-            "reference.floor.counts is empty: give the numbers of images that are measured, as in sampling.runs"
-        )
-    largest = max(params.floor.counts)
-    if largest > sizes["train"]:
-        raise InputError(
-            f"runs have {largest} images, and as many cannot be drawn from {sizes['train']} train images for a floor: "
-            f"set sampling.shared.images={sizes['train']} or less with pipestill config, reference.floor.counts follows"
-        )
-    fewest = min(*params.floor.counts, sizes["test"])
-    if params.protocol.kid_subset_size > fewest or params.protocol.kid_subset_size < 2:
-        raise InputError(
-            f"reference.protocol.kid_subset_size={params.protocol.kid_subset_size}: subsets are drawn from "
-            f"{sizes['test']} test images and from {min(params.floor.counts)} measured ones, so 2 to {fewest} fit"
-        )
-    if params.protocol.neighbours >= fewest:
-        raise InputError(
-            f"reference.protocol.neighbours={params.protocol.neighbours}: there are {fewest} images, "
-            f"so at most {fewest - 1} neighbours fit"
-        )
+    sizes = {part: len(indices) for part, indices in data.split.items()}
+    found = misfits(params, sizes, labelled=bool(data.classes), where=data.artifact.path)
+    if found:
+        raise InputError("; ".join(found))
 
 
 def images_of(data: Dataset, part: Part, first: int, last: int) -> Tensor:

@@ -22,6 +22,7 @@ from pipestill.reporting.repeats import repeats
 from pipestill.reporting.sources import Sources
 
 SCHEMA = 1
+FAR = 5  # times the floor: a teacher beyond that says little about methods
 TIMING = "seconds"  # figures whose name holds it differ from run to run
 Body = dict[str, Any]
 
@@ -260,7 +261,10 @@ def verdict(runs: Sequence[Mapping[str, Any]], compared: Sequence[Mapping[str, A
         text += f" at {_times(any_budget['evaluations'])}"
     if best["floor"] is not None:
         text += f"; real images score {figures.short(best['floor'])}"
-    return f"{text} ({figures.extractor_title(space)})."
+    text = f"{text} ({figures.extractor_title(space)})."
+    if best["floor"] and any_budget and any_budget["distance"] > FAR * best["floor"]:
+        text += " The teacher itself is still far from real images: train it longer before you judge its students."
+    return text
 
 
 def _times(count: float) -> str:

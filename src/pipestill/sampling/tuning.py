@@ -24,7 +24,7 @@ from pipestill.distributed import World
 from pipestill.errors import InputError, Stopped, SurroundingsError
 from pipestill.evaluation.moments import Moments, frechet_distance
 from pipestill.networks.model import ModelCard
-from pipestill.progress import Bar
+from pipestill.progress import Bar, say
 from pipestill.sampling.items import sample_items, to_uint8
 from pipestill.sampling.recipe import solver_key
 from pipestill.work import write_atomic
@@ -84,6 +84,9 @@ def measure_all(
     """
     distances = {}
     shared: dict[tuple[float, int], Tensor] = {}
+    there = sum((state / f"{candidate.name}.json").exists() for candidate in wanted)
+    if there:
+        say(f"going on: {there} of {len(wanted)} candidates are measured")
     bar = Bar("tune", len(wanted) * params.images, unit="images", show=world.leader)
     try:
         for candidate in wanted:

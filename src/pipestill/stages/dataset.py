@@ -59,8 +59,13 @@ def main(options: argparse.Namespace) -> int:
     stop = StopRequest()
     with stop.listening():
         if options.check is not None:
+            from pipestill.evaluation.limits import misfits
+
             data = params.data.model_copy(update={"path": options.check})
-            return 2 if check(data, report=options.report, workers=workers, stop=stop)["bad"]["count"] else 0
+            found = check(data, report=options.report, workers=workers, stop=stop)
+            for line in misfits(params.reference, found["parts"], labelled=params.data.labels, where=options.check):
+                say(f"the stages that follow would refuse this: {line}")
+            return 2 if found["bad"]["count"] else 0
         build(params.data, options.output, workers=workers, stop=stop)
     return 0
 
