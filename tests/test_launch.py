@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -79,6 +80,25 @@ def test_the_first_cause_is_named(tmp_path: Path) -> None:
 
 def test_ranks_that_left_no_word_are_said_to(tmp_path: Path) -> None:
     assert launch._outcome(tmp_path, {}) == (3, "a rank ended without a word: see its output above")
+
+
+def test_ranks_that_no_launcher_keeps_a_store_for_leave_in_peace(tmp_path: Path) -> None:
+    """As srun starts them: the leader keeps the store, and whoever still asks it when it ends would fail."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pipestill import distributed\nwith distributed.world(device='cpu') as world:\n    world.barrier()\n"
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "3"}
+    ranks = [
+        subprocess.Popen([sys.executable, str(script)], env=common | {"RANK": str(rank)}, stderr=subprocess.PIPE)
+        for rank in range(3)
+    ]
+    ends = [(rank.communicate(timeout=100)[1].decode(), rank.returncode) for rank in ranks]
+    assert [code for _, code in ends] == [0, 0, 0], ends
+    assert not any("Traceback" in said or "recvValue failed" in said for said, _ in ends), ends
 
 
 def test_ranks_wait_for_a_leader_that_works_alone_longer_than_a_collective_may_take(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from pipestill.stopping import StopRequest
 
 Value = TypeVar("Value")
 LEFT = "pipestill/leader-left"  # key in the store
+FAREWELLS = "pipestill/farewells"  # how many others have left since
+FAREWELL_SECONDS = 10.0
 
 
 @dataclass
@@ -135,9 +137,17 @@ def world(*, device: str = "auto", threads: int = 1, timeout: float = 600.0) -> 
 
 
 def _await_leader(group: World) -> None:
-    """Ranks leave after the leader, however long it works alone at the end: no collective waits for it."""
+    """Ranks leave after the leader, however long it works alone at the end: no collective waits for it.
+
+    Where no launcher keeps the store, the leader does, so that it ends last: it waits for the others' farewell.
+    """
     store = dist.distributed_c10d._get_default_store()
-    if group.leader:
-        store.set(LEFT, "")
-    while not store.check([LEFT]):
-        time.sleep(0.05)
+    if not group.leader:
+        while not store.check([LEFT]):
+            time.sleep(0.05)
+        store.add(FAREWELLS, 1)
+        return
+    store.set(LEFT, "")
+    limit = time.monotonic() + FAREWELL_SECONDS  # a rank that was lost says none
+    while store.add(FAREWELLS, 0) < group.size - 1 and time.monotonic() < limit:
+        time.sleep(0.02)
