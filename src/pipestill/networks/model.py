@@ -21,6 +21,7 @@ from pipestill.diffusion.conditions import ClassCondition, Condition, NoConditio
 from pipestill.diffusion.denoiser import EDM
 from pipestill.diffusion.schedules import karras
 from pipestill.errors import InputError
+from pipestill.networks.unet import NETWORKS
 from pipestill.work import writing
 
 SUBFOLDERS = {"ema": "unet", "raw": "unet_raw"}
@@ -115,6 +116,14 @@ def read_card(path: Path) -> tuple[Artifact, ModelCard]:
         raise InputError(f"{path / 'model.json'} cannot be read ({error}): rebuild the model") from error
 
 
+def _network_class(config: Path) -> type[UNet2DModel]:
+    """The class that a network's config names: another one would load, and compute something else."""
+    named = json.loads(config.read_text()).get("_class_name")
+    if named not in NETWORKS:
+        raise InputError(f"{config} is of the class {named}, one of {', '.join(NETWORKS)} was expected")
+    return NETWORKS[named]
+
+
 def load_model(
     path: Path,
     *,
@@ -124,10 +133,8 @@ def load_model(
 ) -> Model:
     """Loads a model artefact for use: eval mode, no gradients. Raises InputError."""
     artifact, card = read_card(path)
-    artifact.file(f"{SUBFOLDERS[weights]}/config.json")
-    unet = UNet2DModel.from_pretrained(
-        path, subfolder=SUBFOLDERS[weights], local_files_only=True, low_cpu_mem_usage=False
-    )
+    kind = _network_class(artifact.file(f"{SUBFOLDERS[weights]}/config.json"))
+    unet = kind.from_pretrained(path, subfolder=SUBFOLDERS[weights], local_files_only=True, low_cpu_mem_usage=False)
     denoiser = wrap(unet, DenoiserParams.model_validate(card.denoiser), autocast)
     denoiser.requires_grad_(False).eval().to(device or torch.device("cpu"))
     return Model(denoiser, card, artifact)

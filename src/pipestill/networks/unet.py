@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -10,6 +11,26 @@ from torch import Tensor, nn
 
 from pipestill.config import NetworkParams
 from pipestill.errors import InputError
+
+
+class EdmUNet2DModel(UNet2DModel):  # type: ignore[misc]
+    """A UNet2DModel whose norms have EDM's groups: min(32, channels // 4) in each, where Diffusers has one number.
+
+    Its config says so in a way that the plain class stumbles over instead of computing something else: by
+    `_class_name`, and by `norm_num_groups` null.
+    """
+
+    @functools.wraps(UNet2DModel.__init__)  # type: ignore[misc]  # from_pretrained reads the arguments' names here
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        given = keywords | {"norm_num_groups": 1, "attn_norm_num_groups": 1}  # any that divide; set right below
+        super().__init__(*arguments, **given)
+        self.register_to_config(norm_num_groups=None, attn_norm_num_groups=None)
+        for module in self.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.num_groups = min(32, module.num_channels // 4)
+
+
+NETWORKS: dict[str, type[UNet2DModel]] = {kind.__name__: kind for kind in (UNet2DModel, EdmUNet2DModel)}
 
 
 def build_unet(network: NetworkParams, *, resolution: int, channels: int, classes: int | None) -> UNet2DModel:
@@ -74,7 +95,11 @@ def bottleneck_shape(unet: UNet2DModel) -> tuple[int, int]:
 
 def architecture(unet: UNet2DModel) -> dict[str, Any]:
     """What decides the network's shape, without notes of versions and paths."""
-    return {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    return {
+        name: list(value) if isinstance(value, tuple) else value  # which a saved config cannot tell apart
+        for name, value in unet.config.items()
+        if not name.startswith("_")
+    }
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -1,0 +1,148 @@
+"""One ADM network out of a file that others made: EDM's pickles, DMD2's checkpoints, plain state dicts.
+
+Every reader here takes tensors and numbers alone; nothing that a file holds is run.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipestill.errors import InputError, nearest
+from pipestill.networks import adm
+from pipestill.networks.adm import Adm
+from pipestill.networks.edm_pickle import Network, read_networks
+
+# what the constructors of EDM's classes may have been given beside the layout; anything else is refused
+OUTER = {
+    "img_resolution",
+    "img_channels",
+    "label_dim",
+    "use_fp16",
+    "sigma_min",
+    "sigma_max",
+    "sigma_data",
+    "model_type",
+}
+INNER = {"augment_dim", "dropout", "label_dropout"}
+ANCHOR = "map_layer0.weight"  # where it is, there is a network
+
+
+@dataclass(frozen=True)
+class Found:
+    """A network's layout and tensors in EDM's names; what its file says beside them, None where it does not."""
+
+    layout: Adm
+    tensors: Mapping[str, Tensor]
+    sigma_data: float | None
+    unconditional_branch: bool | None  # whether labels were dropped while it was trained
+    augmented: bool  # whether it has an augmentation layer, which inference does not use
+
+
+def find(path: Path, network: str) -> Found:
+    """The network of that name: a key of a pickle's dict, or what stands before its tensors' names in a checkpoint.
+
+    Raises InputError, in one line, where the file is hostile, damaged, or holds another kind of network.
+    """
+    if path.suffix == ".safetensors" or _is_torch_file(path):
+        return _from_tensors(path, network)
+    return _from_pickle(path, network)
+
+
+def _is_torch_file(path: Path) -> bool:
+    """Whether torch.save wrote it: a zip archive, or the older form, which begins with a number of its own."""
+    with path.open("rb") as file:
+        head = file.read(16)
+    return head.startswith(b"PK") or b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in head
+
+
+def _from_pickle(path: Path, network: str) -> Found:
+    networks = read_networks(path)
+    if network not in networks:
+        raise InputError(f"{path} has no network '{network}'{nearest(network, networks)}")
+    outer, where = networks[network], f"{path}, network {network}"
+    _require_class(outer, "EDMPrecond", where)
+    inner = outer.children.get("model")
+    if inner is None:
+        raise InputError(f"{where} has no model within its EDMPrecond")
+    _require_class(inner, "DhariwalUNet", where)
+    layout = adm.infer(inner.tensors, where)
+    stated = adm.describe(layout)
+    for key, value in inner.arguments.items():
+        if key in stated and stated[key] != _plain(key, value, layout):
+            raise InputError(f"{where} says {key}={value}, its tensors say {stated[key]}")
+    _require_known(inner, {*stated, *INNER}, where)
+    _require_known(outer, {*stated, *INNER, *OUTER}, where)
+    return Found(
+        layout,
+        inner.tensors,
+        float(outer.arguments.get("sigma_data", 0.5)),
+        bool(layout.classes) and float(inner.arguments.get("label_dropout", 0)) > 0,
+        "map_augment.weight" in inner.tensors,
+    )
+
+
+def _plain(key: str, value: Any, layout: Adm) -> Any:
+    """A constructor's argument as `adm.describe` would say it: of all resolutions with attention, those that exist."""
+    if key == "attn_resolutions" and isinstance(value, (list, tuple)):
+        return [side for side in layout.sides if side in value]
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _require_class(network: Network, name: str, where: str) -> None:
+    if network.class_name != name:
+        raise InputError(f"{where} is a {network.class_name}; only {name} can be converted")
+
+
+def _require_known(network: Network, known: set[str], where: str) -> None:
+    strange = sorted(set(network.arguments) - known)
+    if strange:
+        raise InputError(f"{where} was made with {strange[0]}={network.arguments[strange[0]]}, which is not understood")
+
+
+def _from_tensors(path: Path, network: str) -> Found:
+    tensors = read_tensors(path)
+    prefixes = {_name(key): key.removesuffix(ANCHOR) for key in tensors if key.endswith(ANCHOR)}
+    if not prefixes:
+        raise InputError(f"{path} holds no ADM network (no tensor is called …{ANCHOR})")
+    if network not in prefixes:
+        raise InputError(f"{path} has no network '{network}' (there are: {', '.join(prefixes)})")
+    start = prefixes[network]
+    own = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+    layout = adm.infer(own, f"{path}, network {network}")
+    return Found(layout, own, None, None, "map_augment.weight" in own)
+
+
+def _name(key: str) -> str:
+    """What a network is called whose tensors begin so: `feedforward_model.model.map_layer0.…` is feedforward_model."""
+    return key.removesuffix(ANCHOR).removesuffix("model.").rstrip(".") or "model"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A state dict of a checkpoint, plain tensors alone. Raises InputError."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            loaded: dict[str, Tensor] = load_file(path)
+            return loaded
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} cannot be read as safetensors ({error})") from None
+    try:
+        body: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        text = " ".join(str(error).split())  # torch's advice is to trust the file; what it met is what matters
+        met = re.search(r"WeightsUnpickler error: (.*?)(?= was not | Please |$)", text)
+        reason = (met[1] if met else text)[:200]
+        raise InputError(f"{path} is no checkpoint of plain tensors ({reason}); nothing in it was run") from None
+    if not isinstance(body, dict) or not all(isinstance(key, str) for key in body):
+        raise InputError(f"{path} holds no dict of tensors by name")
+    return {key: value for key, value in body.items() if isinstance(value, Tensor)}
