@@ -15,8 +15,10 @@ validate(config, "workflow/schemas/params.schema.json", set_default=False)
 
 
 include: "workflow/rules/example.smk"
+include: "workflow/rules/fetch.smk"
 include: "workflow/rules/dataset.smk"
 include: "workflow/rules/reference.smk"
+include: "workflow/rules/convert.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/tune.smk"
 include: "workflow/rules/distill.smk"

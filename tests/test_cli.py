@@ -27,7 +27,7 @@ def test_a_reader_that_leaves_ends_it_quietly(arguments: tuple[str, ...]) -> Non
     ("arguments", "says"),
     [
         (["trian", "--help"], "there is no command 'trian'; did you mean 'train'?"),
-        (["foo"], "there is no command 'foo' (there are: example, dataset,"),
+        (["foo"], "there is no command 'foo' (there are: example, fetch, dataset,"),
         (["config", "=3"], "'=3' names no parameter"),
         (["config", "--check", "params.yaml"], "params.yaml cannot be read (it is no text)"),
         (["dataset", "--output", "file/x", "data.path=photos"], "file is no folder"),

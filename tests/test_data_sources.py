@@ -249,3 +249,17 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
         opened(tmp_path / "x.png")
     with pytest.raises(InputError, match=r"takes data\.format=folder, not npz"):
         opened(tmp_path, format="npz", split={"by": "folder"})
+
+
+@pytest.mark.parametrize(
+    ("expected", "says"),
+    [
+        ({"images": 11, "classes": 2}, r"holds 12 images, 11 were expected \(data\.expect\)"),
+        ({"images": 12, "classes": 3}, r"holds 2 classes, 3 were expected"),
+    ],
+)
+def test_another_number_than_expected_is_refused(tmp_path: Path, expected: dict[str, int], says: str) -> None:
+    photos = class_folders(tmp_path / "photos")
+    with pytest.raises(InputError, match=says):
+        open_source(data_params(photos, expect=expected))
+    assert len(open_source(data_params(photos, expect={"images": 12, "classes": 2})).names) == 12

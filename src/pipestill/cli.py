@@ -24,8 +24,10 @@ from pipestill.stopping import STOPPED
 
 COMMANDS = {
     "example": "write an embedded data set as a folder of PNGs by class",
+    "fetch": "bring outside files at a pinned revision, checked",
     "dataset": "validate images and build an LMDB store",
     "reference": "statistics, classifier and real-against-real floors",
+    "convert": "make a model of NVIDIA's pickle or a DMD2 checkpoint",
     "train": "train a teacher",
     "tune": "choose each sampler's sigma range on the validation part",
     "distill": "distil a few-step student with DMD2",
@@ -58,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0 if not arguments else 2
     name, rest = arguments[0], arguments[1:]
-    if name not in ("config", "record", "sync", "repro", "trace", "doctor", "report", "example"):
+    if name not in ("config", "record", "sync", "repro", "trace", "doctor", "report", "example", "fetch"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     if launch.is_rank():
         launch.die_with_launcher()
@@ -111,7 +113,19 @@ def _reader_left() -> bool:
 
 
 def _stages() -> tuple[str, ...]:
-    return ("example", "dataset", "reference", "train", "tune", "distill", "sample", "evaluate", "report")
+    return (
+        "example",
+        "fetch",
+        "dataset",
+        "reference",
+        "convert",
+        "train",
+        "tune",
+        "distill",
+        "sample",
+        "evaluate",
+        "report",
+    )
 
 
 def run(module: ModuleType, parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[int, str]:

@@ -89,6 +89,9 @@ def expand(tree: Mapping[str, Any]) -> dict[str, Any]:
     body = {key: value for key, value in tree.items() if key not in ("network", "training", "tuning")}
     shared_teacher = {key: tree[key] for key in ("network", "training") if key in tree}
     body["teachers"] = _entries(tree.get("teachers"), shared_teacher, "teachers")
+    for name, teacher in body["teachers"].items():
+        if "network" not in (tree["teachers"][name] or {}) and str(teacher.get("start", "")).startswith("models/"):
+            teacher["network"] = None  # it comes with the model
     for section, entries in (("distillation", "students"), ("sampling", "runs")):
         given = dict(tree.get(section) or {})
         shared = given.pop("shared", None) or {}
@@ -101,8 +104,20 @@ def expand(tree: Mapping[str, Any]) -> dict[str, Any]:
         if "model" in run:
             run.setdefault("sigmas", f"models/{run['model']}")
     body["tune"] = _tune(tree, runs)
-    body["reference"] = _merged({"floor": {"counts": _counts(runs)}}, tree.get("reference") or {})
+    reference = tree.get("reference") or {}
+    body["reference"] = _merged({"floor": {"counts": _counts(runs)}, "files": _files(reference)}, reference)
     return body
+
+
+def _files(reference: Mapping[str, Any]) -> str:
+    """The fetched entry in which the reference's outside files lie; `dataset`, which it waits for anyway, for none."""
+    named = [(reference.get("protocol") or {}).get("inception_weights"), reference.get("statistics")]
+    entries = {Path(name).parts[2] for name in named if name and Path(name).parts[:2] == ("artifacts", "fetched")}
+    if len(entries) > 1:
+        raise InputError(
+            f"the reference's files lie in several entries of fetched ({', '.join(sorted(entries))}): use one"
+        )
+    return f"fetched/{entries.pop()}" if entries else "dataset"
 
 
 def _entries(given: Any, shared: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The page of all parameters, made from config.py: names, values allowed, defaults, and the comment beside each."""
+"""The page of all parameters, made from `config`: names, values allowed, defaults, and the comment beside each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}  # as pydantic's const
 HEAD = """\
 # Parameters
 
-Made from `src/pipestill/config.py` by `pipestill config --docs > docs/parameters.md`.
+Made from `src/pipestill/config/` by `pipestill config --docs > docs/parameters.md`.
 
 `params.yaml` holds every value; `pipestill config` writes it from `conf/`. `NAME` stands for the name of an entry
 (`[a-z0-9][a-z0-9-]*`). A stage takes further values at the end of its command line as `key.name=value`.

@@ -87,6 +87,15 @@ class Pipeline:
             files.update(dict.fromkeys([source.manifest for source in sources] or [path]))
         return list(files)
 
+    def absent(self) -> dict[str, str]:
+        """Inputs from outside that are not there, each with the address of the first stage that waits for it."""
+        found: dict[str, str] = {}
+        for stage in self.stages:
+            for path in () if (self.root / stage.manifest).exists() else stage.inputs:
+                if not self.sources(path) and not (self.root / path).exists():
+                    found.setdefault(path, stage.address)
+        return found
+
     def strangers(self, stage: Stage) -> list[str]:
         """Artefacts in folders that a stage reads as a whole (the report) which no stage makes any more."""
         known = {made.output for made in self.stages}

@@ -14,7 +14,10 @@ LINE_EVERY = 5.0  # seconds between lines where no terminal is
 
 
 class Bar:
-    """A bar with rate and time left; `show=False` (ranks other than the leader) prints nothing."""
+    """A bar with rate and time left; `show=False` (ranks other than the leader) prints nothing.
+
+    The unit `B` is for bytes, which are shown in megabytes.
+    """
 
     def __init__(self, label: str, total: int, *, done: int = 0, unit: str = "it", show: bool = True) -> None:
         self._label, self._total, self._unit, self._show = label, total, unit, show
@@ -23,7 +26,9 @@ class Bar:
         self._figures = ""
         self._bar = None
         if show and sys.stderr.isatty():
-            self._bar = tqdm(desc=label, total=total, initial=done, unit=unit, dynamic_ncols=True)
+            self._bar = tqdm(
+                desc=label, total=total, initial=done, unit=unit, unit_scale=unit == "B", dynamic_ncols=True
+            )
 
     def advance(self, count: int = 1, **figures: float) -> None:
         """Counts `count` more as done and shows the figures beside it."""
@@ -45,10 +50,13 @@ class Bar:
     def _line(self) -> None:
         now = self._last_line = time.monotonic()
         rate = (self._done - self._first) / max(now - self._started, 1e-9)
-        left = (self._total - self._done) / rate if rate else 0.0
+        left = max(self._total - self._done, 0) / rate if rate else 0.0
         share = 100 * self._done / max(self._total, 1)
+        done, total, unit = f"{self._done}", f"{self._total}", self._unit
+        if unit == "B":
+            done, total, unit, rate = f"{self._done / 1e6:.1f}", f"{self._total / 1e6:.1f}", "MB", rate / 1e6
         print(
-            f"{self._label}: {self._done}/{self._total} ({share:.0f}%), {rate:.4g} {self._unit}/s, "
+            f"{self._label}: {done}/{total} ({share:.0f}%), {rate:.4g} {unit}/s, "
             f"{left:.0f} s left {self._figures}".rstrip(),
             file=sys.stderr,
             flush=True,

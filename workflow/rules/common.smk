@@ -10,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 from pipestill import config as parameters_file
 from pipestill import pipeline, tools
 from pipestill.errors import PipestillError
+from pipestill.stages import fetch
 
 BEGUN = time.time()
 RUNS = os.environ.get("PIPESTILL_RUNS", "runs")
@@ -34,6 +35,22 @@ def resolved():
 
 
 STAGES = resolved()
+ABSENT = STAGES.absent()
+
+
+def say_what_to_bring():
+    """Names what no stage makes and is not here, and what fetching brings, for those without a network."""
+    for path, reader in ABSENT.items():
+        print(f"to be brought: {path}, which {reader} reads", file=sys.stderr)
+    for stage in STAGES.named("fetch"):
+        if not (ROOT / stage.manifest).exists():
+            entry = parameters_file.check(config, "params.yaml").fetched[stage.entry]
+            for file in fetch.missing(entry, fetch.INBOX / stage.entry):
+                print(f"to be fetched, or brought where there is no network: {file}", file=sys.stderr)
+
+
+if workflow.is_main_process:
+    say_what_to_bring()
 
 
 def manifests():
@@ -51,8 +68,16 @@ def output_of(name, file="manifest.json"):
 
 
 def inputs_of(name):
-    """The manifests of the artefacts that the stage reads, and paths that no stage makes."""
-    return lambda wildcards: STAGES.input_files(stage_of(name, wildcards))
+    """The manifests of the artefacts that the stage reads, and paths that no stage makes.
+
+    A dry run plans without those of them that are still to be brought, which `say_what_to_bring` has named.
+    """
+
+    def files(wildcards):
+        found = STAGES.input_files(stage_of(name, wildcards))
+        return [path for path in found if path not in ABSENT] if workflow.dryrun else found
+
+    return files
 
 
 def command_of(name):

@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -206,16 +206,6 @@ def work_in_progress() -> Iterator[Line]:
         )
 
 
-def _absent(resolved: pipeline.Pipeline, waiting: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Inputs from outside that are not there, each with the first of the waiting stages that reads it."""
-    named: set[str] = set()
-    for stage in resolved.stages:
-        for path in stage.inputs if stage.address in waiting else ():
-            if path not in named and not resolved.sources(path) and not (resolved.root / path).exists():
-                named.add(path)
-                yield path, stage.address
-
-
 def stages(root: Path, *, quick: bool) -> Iterator[Line]:
     """The standing of every artefact."""
     try:
@@ -225,7 +215,7 @@ def stages(root: Path, *, quick: bool) -> Iterator[Line]:
     except PipestillError:
         return  # said above
     waiting = [stage.address for stage in resolved.stages if standing.missing(stage)]
-    for path, reader in _absent(resolved, waiting):
+    for path, reader in resolved.absent().items():
         yield Line("warn", f"{path}, which {reader} reads, does not exist, and no stage makes it: put it there")
     sound = []
     for stage in resolved.stages:

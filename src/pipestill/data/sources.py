@@ -56,9 +56,14 @@ def open_source(data: DataParams) -> Source:
         raise InputError(f"data.path={path} does not exist: name the folder or file that holds the images")
     if data.split.by == "folder" and data.format != "folder":
         raise InputError(f"data.split.by=folder takes data.format=folder, not {data.format}: use fraction or none")
-    source = {"folder": _folder, "edm": _edm, "npz": _npz, "lmdb": _lmdb}[data.format](path, data)
+    source: Source = {"folder": _folder, "edm": _edm, "npz": _npz, "lmdb": _lmdb}[data.format](path, data)
     if not len(source.names):
         raise InputError(f"data.path={path} holds no images")
+    if data.expect is not None:
+        for what, count in (("images", len(source.names)), ("classes", len(source.classes))):
+            wanted = getattr(data.expect, what)
+            if count != wanted:
+                raise InputError(f"data.path={path} holds {count:,} {what}, {wanted:,} were expected (data.expect)")
     if data.labels:
         filled = np.unique(source.labels)
         if len(source.classes) < 2 or len(filled) < 2:

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING
 
 from pipestill import artifacts
 from pipestill.config import OperationParams, TeacherParams
+from pipestill.errors import InputError
 from pipestill.progress import say
 from pipestill.stages.common import add_common, add_launch, entry, load_params, ranks_of, run_training, work_over_ranks
 
 if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
     from pipestill.artifacts import Artifact
+    from pipestill.data.store import Dataset
 
 VERSION = 1
 EXAMPLES = """\
@@ -29,6 +33,7 @@ EXAMPLES = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(parser, name="which entry of `teachers`")
     parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="dataset artefact")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="the model that a teacher with `start` begins with")
     add_launch(parser)
 
 
@@ -39,23 +44,42 @@ def ranks(options: argparse.Namespace) -> int:
 def main(options: argparse.Namespace) -> None:
     params = load_params(options)
     teacher = entry(params.teachers, options.name, "teachers")
-    train(teacher, name=options.name, dataset=options.dataset, output=options.output, operation=params.operation)
+    if teacher.begins_with is not None and options.start is None:
+        raise InputError(f"teachers.{options.name} starts from {teacher.start}: give it as --start DIR")
+    train(
+        teacher,
+        name=options.name,
+        dataset=options.dataset,
+        start=options.start if teacher.begins_with is not None else None,
+        output=options.output,
+        operation=params.operation,
+    )
 
 
 def train(
-    teacher: TeacherParams, *, name: str, dataset: Path, output: Path, operation: OperationParams
+    teacher: TeacherParams,
+    *,
+    name: str,
+    dataset: Path,
+    output: Path,
+    operation: OperationParams,
+    start: Path | None = None,
 ) -> Artifact | None:
-    """Trains the teacher that the parameters describe; returns its artefact on the leader.
+    """Trains the teacher that the parameters describe, from the weights of `start` where there is one.
+
+    Returns its artefact on the leader.
 
     Raises InputError (data and network do not fit), SurroundingsError (NaN, full disk, lost rank) and Stopped.
     """
-    source = artifacts.read(dataset, "dataset")
+    inputs = {"dataset": artifacts.read(dataset, "dataset").as_input}
+    if start is not None:
+        inputs["start"] = artifacts.read(start, "model").as_input
     with work_over_ranks(
         kind="model",
         stage="train",
         version=VERSION,
         parameters=teacher.plain(),
-        inputs={"dataset": source.as_input},
+        inputs=inputs,
         output=output,
         threads=teacher.training.threads,
         operation=operation,
@@ -65,14 +89,13 @@ def train(
 
         from pipestill.data.store import open_dataset
         from pipestill.networks.model import ModelCard, save_model, wrap
-        from pipestill.networks.unet import as_tensors, build_unet, parameter_count
+        from pipestill.networks.unet import as_tensors, parameter_count
         from pipestill.training.ranks import autocast_type, prepare, seed_torch
         from pipestill.training.teacher import TeacherTraining
 
         data = open_dataset(dataset)
-        classes = len(data.classes) or None
         seed_torch(teacher.training.seed, 0, 0)  # the weights' start
-        unet = build_unet(teacher.network, resolution=data.resolution, channels=data.channels, classes=classes)
+        unet = _begun(start, teacher, data) if start is not None else _built(teacher, data)
         card = ModelCard(
             role="teacher",
             resolution=data.resolution,
@@ -97,3 +120,29 @@ def train(
         artifact = work.publish(staging, {"parameters": parameter_count(unet), **curves.last()})
         work.record(finished=True, updates=teacher.training.iterations, ranks=world.size, pid=os.getpid())
         return artifact
+
+
+def _built(teacher: TeacherParams, data: Dataset) -> UNet2DModel:
+    """A network with random weights, of the size that the parameters state."""
+    from pipestill.networks.unet import build_unet
+
+    assert teacher.network is not None  # checked with the parameters
+    classes = len(data.classes) or None
+    return build_unet(teacher.network, resolution=data.resolution, channels=data.channels, classes=classes)
+
+
+def _begun(start: Path, teacher: TeacherParams, data: Dataset) -> UNet2DModel:
+    """A copy of another model's network, its row for 'no class' included. Raises InputError where it does not fit."""
+    from pipestill.networks.model import load_model
+
+    model = load_model(start)
+    for what in ("resolution", "channels", "classes"):
+        own, theirs = getattr(data, what), getattr(model.card, what)
+        if own != theirs:
+            shown = (len(theirs), len(own)) if what == "classes" else (theirs, own)
+            raise InputError(f"{start} has {what} {shown[0]}, {data.artifact.path} has {shown[1]} or others")
+    if model.card.denoiser["sigma_data"] != teacher.denoiser.sigma_data:
+        raise InputError(
+            f"{start} has sigma_data={model.card.denoiser['sigma_data']}: set the teacher's denoiser to it"
+        )
+    return model.unet.requires_grad_(True)

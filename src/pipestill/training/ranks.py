@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipestill import counter
-from pipestill.config import Precision
+from pipestill.config.fields import Precision
 from pipestill.diffusion.denoiser import EDM
 from pipestill.distributed import World
 from pipestill.training.ema import Ema

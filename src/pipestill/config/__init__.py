@@ -1,0 +1,105 @@
+"""Parameters: typed, frozen, checked. `params.yaml` goes in, validated objects come out, one section a stage.
+
+Only what decides a result stands in a stage's section (and so in manifests, resume keys and DVC's `params:`);
+`operation` holds the rest. This package reads parameter files and nothing else.
+"""
+
+from pipestill.config.data import (
+    DataParams,
+    ExampleParams,
+    ExpectParams,
+    FetchedFile,
+    FetchParams,
+    SplitParams,
+)
+from pipestill.config.fields import (
+    Section,
+)
+from pipestill.config.measuring import (
+    ClassifierParams,
+    EvaluationParams,
+    FloorParams,
+    ProtocolParams,
+    ReferenceParams,
+    ReportParams,
+)
+from pipestill.config.models import (
+    ConvertParams,
+    DenoiserParams,
+    EmaParams,
+    NativeParams,
+    NetworkParams,
+    OptimizerParams,
+    SolverParams,
+    TeacherParams,
+    TrainingParams,
+    TuneParams,
+)
+from pipestill.config.reading import (
+    Checked,
+    check,
+    check_section,
+    load,
+    parse_yaml,
+    same,
+)
+from pipestill.config.runs import (
+    ChurnParams,
+    OperationParams,
+    RunParams,
+    SamplingParams,
+)
+from pipestill.config.students import (
+    DistillationParams,
+    DistributionMatchingParams,
+    FakeScoreParams,
+    GanParams,
+    StudentParams,
+    ValidationParams,
+)
+from pipestill.config.whole import (
+    Params,
+)
+
+__all__ = [
+    "Checked",
+    "ChurnParams",
+    "ClassifierParams",
+    "ConvertParams",
+    "DataParams",
+    "DenoiserParams",
+    "DistillationParams",
+    "DistributionMatchingParams",
+    "EmaParams",
+    "EvaluationParams",
+    "ExampleParams",
+    "ExpectParams",
+    "FakeScoreParams",
+    "FetchParams",
+    "FetchedFile",
+    "FloorParams",
+    "GanParams",
+    "NativeParams",
+    "NetworkParams",
+    "OperationParams",
+    "OptimizerParams",
+    "Params",
+    "ProtocolParams",
+    "ReferenceParams",
+    "ReportParams",
+    "RunParams",
+    "SamplingParams",
+    "Section",
+    "SolverParams",
+    "SplitParams",
+    "StudentParams",
+    "TeacherParams",
+    "TrainingParams",
+    "TuneParams",
+    "ValidationParams",
+    "check",
+    "check_section",
+    "load",
+    "parse_yaml",
+    "same",
+]

@@ -1,0 +1,89 @@
+"""Parameters of where images come from, and of outside files."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from pipestill.config.fields import Count, Fraction, Positive, Section, Seed
+
+
+class ExampleParams(Section):
+    """An embedded data set, written out as a folder of PNGs by class."""
+
+    kind: Literal["digits", "textures"]
+    patch: Literal[16, 32] = 16  # textures: side of a patch, pixels
+    stride: Positive = 8  # textures: step between training patches, pixels
+
+
+class SplitParams(Section):
+    """How images are split into train, validation and test; `folder` takes the source's own top-level folders."""
+
+    by: Literal["fraction", "folder", "none"] = "fraction"
+    validation: Fraction = 0.15
+    test: Fraction = 0.30
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _some_left_to_train(self) -> Self:
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test must leave something to train on (their sum is below 1)")
+        return self
+
+
+class ExpectParams(Section):
+    """What a well-known data set has; anything else is refused."""
+
+    images: Positive
+    classes: Count
+
+
+class DataParams(Section):
+    """The dataset stage: where the images are and how they are stored."""
+
+    path: str
+    format: Literal["folder", "edm", "npz", "lmdb"] = "folder"
+    resolution: Annotated[int, Field(ge=4, le=4096)]
+    color: Literal["grey", "rgb"] = "rgb"
+    transform: Literal["none", "center-crop", "center-crop-adm"] = "center-crop"
+    filter: Literal["box", "bilinear", "bicubic", "lanczos"] = "box"
+    on_bad: Literal["refuse", "set-aside"] = "refuse"
+    labels: bool = True
+    expect: ExpectParams | None = None
+    split: SplitParams = SplitParams()
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 2  # Hamming distance of 64-bit difference hashes
+    images_per_value: Positive = 85
+
+
+class FetchedFile(Section):
+    """One outside file: where it comes from, what it is called in the artefact, and what it must be."""
+
+    path: Annotated[str, StringConstraints(pattern=r"^[\w][\w.+-]*(/[\w][\w.+-]*)*$")]  # hub: also its path there
+    source: Literal["hub", "https", "path"]
+    location: str  # hub: OWNER/NAME; https: the address; path: the file
+    revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")] | None = None  # hub: the commit
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    size: Count | None = None  # bytes
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if (self.source == "hub") != (self.revision is not None):
+            raise ValueError(
+                "source=hub and revision (a commit) belong together: a branch's name would change its meaning"
+            )
+        return self
+
+
+class FetchParams(Section):
+    """Outside files that are fetched, checked and kept as they are."""
+
+    files: Annotated[tuple[FetchedFile, ...], Field(min_length=1)]
+    licence: str = ""  # under which the files may be used
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        names = [file.path for file in self.files]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two files have the same path ({', '.join(names)})")
+        return self

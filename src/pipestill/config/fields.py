@@ -1,0 +1,36 @@
+"""What all sections of parameters are made of: a frozen base, and types with their ranges."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Sigma = Annotated[float, Field(gt=0, le=1e6)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+ExtractorName = Literal["classifier", "efficientnet_lite0", "inception"]
+SamplerName = Literal["native", "euler", "heun", "heun-churn", "2m", "renoise"]
+Precision = Literal["fp32", "bf16"]
+
+
+class Section(BaseModel):
+    """A frozen group of parameters; unknown names are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def plain(self) -> dict[str, Any]:
+        """The section as plain JSON values, the form that manifests and keys hold."""
+        return self.model_dump(mode="json")
+
+
+def ordered(sigma_min: float, sigma_max: float) -> None:
+    if sigma_min > sigma_max:
+        raise ValueError(f"sigma_min={sigma_min} lies above sigma_max={sigma_max}")

@@ -1,0 +1,91 @@
+"""Parameters of sampling runs, and of operation, which never decides a result."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from pipestill.config.fields import (
+    Count,
+    Name,
+    Positive,
+    Precision,
+    SamplerName,
+    Section,
+    Seed,
+    Sigma,
+    Weight,
+    ordered,
+)
+
+
+class ChurnParams(Section):
+    """EDM's stochastic sampler (Karras et al. 2022, algorithm 2)."""
+
+    churn: Weight = 40.0
+    s_min: Weight = 0.05
+    s_max: Sigma = 50.0
+    noise: Weight = 1.003
+
+
+class RunParams(Section):
+    """One sampling run. `sigmas` names where its range comes from: `models/<model>` or `tuned/<teacher>`."""
+
+    model: Name
+    weights: Literal["ema", "raw"] = "ema"
+    sampler: SamplerName = "native"
+    steps: Positive | None = None  # native: the model's own number
+    sigmas: Annotated[str, StringConstraints(pattern=r"^(models|tuned)/[a-z0-9][a-z0-9-]*$")]
+    sigma_max: Sigma | None = None
+    sigma_min: Sigma | None = None
+    rho: Annotated[float, Field(gt=0)] = 7.0
+    churn: ChurnParams | None = None
+    guidance: Weight = 1.0
+    plan: Literal["balanced", "data", "listed", "none"] = "balanced"
+    classes: tuple[Count, ...] = ()
+    images: Positive = 500  # for each seed
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    micro_batch: Positive = 64
+    precision: Precision = "fp32"  # bf16: networks under autocast; on a GPU, fp32 products take TF32
+    threads: Positive = 1
+
+    @model_validator(mode="after")
+    def _coherent(self) -> Self:
+        if self.sampler != "native" and self.steps is None:
+            raise ValueError(f"sampler {self.sampler} needs steps")
+        if self.sigmas.startswith("tuned/") and self.sampler not in ("euler", "heun", "2m", "renoise"):
+            raise ValueError(f"sampler {self.sampler} has no tuned sigma range: use sigmas=models/{self.model}")
+        if (self.plan == "listed") != bool(self.classes):
+            raise ValueError("plan=listed and classes belong together")
+        if self.sigma_min is not None and self.sigma_max is not None:
+            ordered(self.sigma_min, self.sigma_max)
+        if (self.sampler == "heun-churn") != (self.churn is not None):
+            raise ValueError("sampler=heun-churn and churn belong together")
+        return self
+
+
+class SamplingParams(Section):
+    runs: dict[Name, RunParams] = {}
+
+    @model_validator(mode="after")
+    def _floor_is_reserved(self) -> Self:
+        if "floor" in self.runs:
+            raise ValueError("'floor' names the real-against-real figures and cannot be a run")
+        return self
+
+
+class OperationParams(Section):
+    """What never decides a result: ranks, devices, caches, trackers, previews, time limits."""
+
+    ranks: dict[Literal["train", "distill", "sample", "evaluate", "reference"], Positive] = {}
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cache: Literal["device", "host", "none"] = "host"
+    workers: Positive = 2  # processes that decode images
+    save_every: Annotated[float, Field(gt=0)] = 60.0  # seconds between saved states; seldomer where saving takes long
+    keep_states: Positive = 2
+    preview_every: Count = 0  # updates between sample grids; 0 switches them off
+    log_every: Positive = 20  # updates between figures taken from the device, logged and checked for NaN
+    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    timeout: Annotated[float, Field(gt=0)] = 600.0  # seconds a collective may take
+    record: bool = True  # let Snakemake's end call `pipestill record`

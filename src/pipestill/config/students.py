@@ -1,0 +1,116 @@
+"""Parameters of distillation: one entry for each student."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pipestill.config.fields import (
+    Count,
+    ExtractorName,
+    Fraction,
+    Name,
+    Positive,
+    Precision,
+    Rate,
+    Section,
+    Seed,
+    Sigma,
+    Weight,
+    ordered,
+)
+from pipestill.config.models import EmaParams, OptimizerParams
+
+
+class DistributionMatchingParams(Section):
+    """The distribution-matching gradient of DMD2 and the noise levels at which it is taken."""
+
+    weight: Weight = 1.0
+    sigma_min: Sigma = 0.002  # clip of the noise levels drawn from the Karras ladder
+    sigma_max: Sigma = 80.0
+    ladder: Positive = 1000  # number of Karras sigmas between the denoiser's sigma_min and sigma_max
+    trim: Fraction = 0.02  # share of the ladder left out at both ends (published: 20 to 980 of 1000)
+    guidance: Weight = 1.0  # of the teacher's prediction
+
+
+class GanParams(Section):
+    """The diffusion GAN on an encoder's bottleneck; discriminator_weight=0 switches it off."""
+
+    generator_weight: Weight = 3e-3
+    discriminator_weight: Weight = 1e-2
+    features: Literal["fake_score", "teacher"] = "fake_score"
+    sigma_min: Sigma = 0.002
+    sigma_max: Sigma = 80.0
+    start: Count = 0  # generator updates before the generator sees the GAN loss
+    r1: Weight = 0.0  # weight of the approximate R1 penalty (finite difference, Lin et al. 2025)
+    r1_sigma: Sigma = 0.01
+
+    @property
+    def on(self) -> bool:
+        return self.discriminator_weight > 0
+
+    @model_validator(mode="after")
+    def _someone_judges(self) -> Self:
+        if self.generator_weight > 0 and self.discriminator_weight == 0:
+            raise ValueError("generator_weight > 0 needs a trained discriminator: discriminator_weight > 0")
+        return self
+
+
+class FakeScoreParams(Section):
+    """Training of the fake score on the student's samples; `noise` names the law of its noise levels."""
+
+    noise: Literal["ladder", "training"] = "ladder"
+    weight: Weight = 1.0
+
+
+class ValidationParams(Section):
+    """The validation distance during distillation; the best checkpoint is kept by it."""
+
+    every: Positive = 50  # generator updates
+    images: Positive = 270
+    extractor: ExtractorName = "efficientnet_lite0"
+    micro_batch: Positive = 64
+    seed: Seed = 2000
+
+
+class StudentParams(Section):
+    """One student: DMD2 (Yin et al. 2024) with backward simulation."""
+
+    teacher: Name
+    init: Name  # the teacher, or another student whose weights start this one
+    steps: Positive
+    transition: Literal["euler", "renoise"] = "euler"
+    sigma_max: Sigma = 8.0
+    sigma_min: Sigma = 0.05
+    rho: Annotated[float, Field(gt=0)] = 7.0
+    iterations: Positive = 300  # generator updates
+    update_ratio: Positive = 5  # fake-score updates a generator update
+    rollout: Literal["fresh", "every_step"] = "every_step"
+    batch: Positive = 128  # states a turn, over all ranks; every_step rounds up to whole trajectories
+    generator_lr: Rate = 1.5e-4
+    fake_score_lr: Rate = 1.5e-4
+    optimizer: OptimizerParams = OptimizerParams(betas=(0.9, 0.999), warmup=10)  # of generator and fake score
+    label_dropout: Fraction = 0.1
+    dm: DistributionMatchingParams = DistributionMatchingParams()
+    gan: GanParams = GanParams()
+    fake_score: FakeScoreParams = FakeScoreParams()
+    ema: EmaParams = EmaParams(decay=0.99)
+    validation: ValidationParams = ValidationParams()
+    precision: Precision = "fp32"  # bf16: networks under autocast; on a GPU, fp32 products take TF32
+    compile: bool = False
+    checkpointing: bool = False
+    deterministic: bool = True
+    seed: Seed = 0
+    threads: Positive = 1
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Self:
+        ordered(self.sigma_min, self.sigma_max)
+        if self.dm.weight == 0 and self.gan.generator_weight == 0:
+            raise ValueError("dm.weight and gan.generator_weight are both 0: the student would learn nothing")
+        return self
+
+
+class DistillationParams(Section):
+    students: dict[Name, StudentParams] = {}
