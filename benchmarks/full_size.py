@@ -77,7 +77,9 @@ def sample(folder: Path) -> dict[str, Any]:
     from pipestill.sampling.items import sample_items
 
     begun = time.monotonic()
-    unet = EdmUNet2DModel.from_pretrained(folder / "model", subfolder="unet", local_files_only=True)
+    unet = EdmUNet2DModel.from_pretrained(
+        folder / "model", subfolder="unet", local_files_only=True, low_cpu_mem_usage=False
+    )
     denoiser = wrap(unet.requires_grad_(False).eval(), DenoiserParams())
     loaded = time.monotonic()
     x0 = sample_items(

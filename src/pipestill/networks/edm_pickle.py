@@ -271,7 +271,10 @@ ALLOWED = frozenset(_stand_ins())
 
 
 def _view(storage: _Storage, offset: Any, size: Any, stride: Any) -> Tensor:
-    """A contiguous copy of what a storage's view shows. Raises Refused where it would leave the storage."""
+    """What a view of a storage shows, contiguous: the storage itself where it is all of it, else a copy.
+
+    Raises Refused where it would leave the storage.
+    """
     for name, value in (("size", size), ("stride", stride)):
         if not isinstance(value, tuple) or not all(type(number) is int and number >= 0 for number in value):
             raise Refused(f"builds a tensor whose {name} is no tuple of numbers")
@@ -286,7 +289,8 @@ def _view(storage: _Storage, offset: Any, size: Any, stride: Any) -> Tensor:
     if storage.dtype not in (torch.float32, torch.float16, torch.float64, torch.bfloat16, torch.int64, torch.int32):
         raise Refused(f"builds a tensor of dtype {storage.dtype}")
     empty = torch.empty(0, dtype=storage.dtype)
-    return empty.set_(storage.memory, offset, size, stride).clone()
+    view: Tensor = empty.set_(storage.memory, offset, size, stride)
+    return view if view.is_contiguous() and count == there else view.contiguous().clone()
 
 
 class _Reader(pickle.Unpickler):
