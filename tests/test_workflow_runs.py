@@ -262,6 +262,21 @@ def test_trace_says_what_is_gone_changed_or_unknown(finished: Project, tmp_path:
     assert "does not exist" in project.pipestill("trace", "metrics/none.json", code=2)
 
 
+def test_an_export_shows_its_own_figures_alone(finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    words = ["export", "--model", "artifacts/models/student-4", "--output", "out", "--licence", "CC-BY-4.0"]
+    said = project.pipestill(*words, "--metrics", "metrics/student-10.json", code=2)
+    assert "metrics/student-10.json was not measured on samples of this model" in said
+    project.pipestill(*words, "--metrics", "metrics/student-4.json", "--samples", "artifacts/samples/student-4")
+    text = (project.root / "out/README.md").read_text()
+    figures = json.loads((project.root / "metrics/student-4.json").read_text())
+    row = next(line for line in text.splitlines() if line.startswith("| student-4 | 2 | 1.00 |"))
+    assert f"| {figures['class_accuracy']:.3f} |" in row
+    payloads = finished.payloads()
+    for place in ("artifacts/models/student-4", "artifacts/models/teacher", "artifacts/dataset", "data/digits"):
+        assert payloads[place] in text
+
+
 def test_doctor_names_what_stands_and_what_does_not(finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     said = project.pipestill("doctor")

@@ -2,7 +2,8 @@
 
 The stages are functions: `build_dataset`, `build_reference`, `train`, `tune`, `distill`, `sample`, `evaluate` and
 `report` take typed parameters and paths, and return the artefact that they made. `load_model` opens a model,
-`open_samples` its pictures, `load_params` a parameter file. Nothing heavy is imported before it is used.
+`PixelPipeline` one as a Diffusers pipeline, `open_samples` its pictures, `load_params` a parameter file. Nothing heavy
+is imported before it is used.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ _PLACES = {
     "load_params": ("pipestill.config", "load"),
     "load_model": ("pipestill.networks.model", "load_model"),
     "open_samples": ("pipestill.sampling.store", "open_samples"),
+    "PixelPipeline": ("pipestill.sampling.pipeline", "PixelPipeline"),
 }
 __all__ = ["__version__", *_PLACES]
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "sample": "sample images, sharded over ranks",
     "evaluate": "measure a run's images against the reference",
     "report": "one self-contained page with tables, curves and pictures",
+    "export": "hand a model over: a Diffusers folder with a model card",
     "config": "compose parameters and write params.yaml",
     "record": "let DVC record what Snakemake finished",
     "sync": "let Snakemake accept what DVC brought",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -59,12 +60,13 @@ class ModelCard:
             return NoCondition(labels.shape[0])
         return ClassCondition(labels, len(self.classes) if self.unconditional_branch else None)
 
-    @staticmethod
-    def from_json(text: str) -> ModelCard:
-        body = json.loads(text)
-        native = body.pop("native")
-        body["classes"] = tuple(body["classes"])
-        return ModelCard(**body, native=None if native is None else NativeSchedule(**native))
+
+def card_of(body: Mapping[str, Any]) -> ModelCard:
+    """The card from plain values, as `model.json` holds them. Raises TypeError or KeyError for other values."""
+    values = dict(body)
+    native = values.pop("native")
+    values["classes"] = tuple(values["classes"])
+    return ModelCard(**values, native=None if native is None else NativeSchedule(**native))
 
 
 @dataclass(frozen=True)
@@ -100,20 +102,36 @@ def save_model(folder: Path, card: ModelCard, unet: UNet2DModel, weights: dict[s
     """
     current = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     with writing(folder):
-        (folder / "model.json").write_text(json.dumps(asdict(card), indent=1, sort_keys=True) + "\n")
+        (folder / "model.json").write_text(_json(asdict(card)))
+        (folder / "model_index.json").write_text(_json(_pipeline_index(card)))
         for which, state in weights.items():
             unet.load_state_dict(state)
             unet.save_pretrained(folder / SUBFOLDERS[which], safe_serialization=True)
     unet.load_state_dict(current)
 
 
+def _json(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, indent=1, sort_keys=True) + "\n"
+
+
+def _pipeline_index(card: ModelCard) -> dict[str, Any]:
+    """What makes the folder a Diffusers pipeline: `pipestill.PixelPipeline.from_pretrained(folder)` loads it."""
+    return {"_class_name": "PixelPipeline", "card": asdict(card), "unet": ["diffusers", "UNet2DModel"]}
+
+
 def read_card(path: Path) -> tuple[Artifact, ModelCard]:
     """The card of a model artefact, without its weights. Raises InputError."""
     artifact = artifacts.read(path, "model")
     try:
-        return artifact, ModelCard.from_json(artifact.file("model.json").read_text())
+        return artifact, card_of(json.loads(artifact.file("model.json").read_text()))
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path / 'model.json'} cannot be read ({error}): rebuild the model") from error
+
+
+def load_unet(folder: Path, **keywords: Any) -> UNet2DModel:
+    """The network in a folder, by the class that its config names. Raises InputError for any other class."""
+    kind = _network_class(folder / "config.json")
+    return kind.from_pretrained(folder, local_files_only=True, **({"low_cpu_mem_usage": False} | keywords))
 
 
 def _network_class(config: Path) -> type[UNet2DModel]:
@@ -133,8 +151,7 @@ def load_model(
 ) -> Model:
     """Loads a model artefact for use: eval mode, no gradients. Raises InputError."""
     artifact, card = read_card(path)
-    kind = _network_class(artifact.file(f"{SUBFOLDERS[weights]}/config.json"))
-    unet = kind.from_pretrained(path, subfolder=SUBFOLDERS[weights], local_files_only=True, low_cpu_mem_usage=False)
+    unet = load_unet(artifact.file(f"{SUBFOLDERS[weights]}/config.json").parent)
     denoiser = wrap(unet, DenoiserParams.model_validate(card.denoiser), autocast)
     denoiser.requires_grad_(False).eval().to(device or torch.device("cpu"))
     return Model(denoiser, card, artifact)

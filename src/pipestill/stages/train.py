@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
     from pipestill.data.store import Dataset
 
-VERSION = 1
+VERSION = 2
 EXAMPLES = """\
   pipestill train --name teacher --dataset artifacts/dataset --output artifacts/models/teacher
   pipestill train --name teacher --dataset artifacts/dataset --output /tmp/teacher --ranks 2 \\

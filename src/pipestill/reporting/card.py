@@ -1,0 +1,101 @@
+"""The model card of an exported model: what it is, from what, how it was made, what was measured, under which licence.
+
+Pure functions of manifests and metrics to Markdown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipestill.errors import InputError
+from pipestill.networks.model import ModelCard
+from pipestill.reporting import figures
+from pipestill.tracing import OUTSIDE, Link
+
+EXAMPLE_LABELS = 8
+STEP_FIGURES = ("evaluations", "guidance", "class_accuracy", "diversity")
+
+
+def imposed_licences(chain: Link) -> list[str]:
+    """Licences of the outside files that a model comes from, each once.
+
+    Raises InputError where one of them states none, or the chain cannot be followed to its end.
+    """
+    found: dict[str, None] = {}
+    for link in chain.walk():
+        if link.artifact is None:
+            if link.entry.kind not in OUTSIDE:
+                raise InputError(
+                    f"{link.name}, a {link.entry.kind} that the model comes from, is not here, so its licence is not "
+                    "known: pull it (dvc pull), or run the pipeline"
+                )
+            continue
+        manifest = link.artifact.manifest
+        if manifest.kind == "files":
+            licence = manifest.summary.get("licence")
+            if not licence:
+                raise InputError(
+                    f"{link.artifact.path} states no licence, and what is made from it has to name it: set "
+                    f"fetched.{link.artifact.path.name}.licence and fetch again"
+                )
+            found[str(licence)] = None
+    return list(found)
+
+
+def model_card(
+    name: str,
+    card: ModelCard,
+    chain: Link,
+    *,
+    licence: str,
+    metrics: Mapping[str, Mapping[str, Any]],
+    pictures: Sequence[tuple[str, str]],
+) -> str:
+    """README.md of an exported model; `metrics` by run, `pictures` as (file, caption). Raises InputError."""
+    imposed = imposed_licences(chain)
+    environment = Environment(
+        loader=PackageLoader("pipestill.reporting"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    assert chain.artifact is not None  # the model itself
+    return environment.get_template("card.md.jinja").render(
+        name=name,
+        card=card,
+        guided=card.unconditional_branch and card.native is not None,
+        labels=list(card.classes[:EXAMPLE_LABELS]),
+        licence=licence,
+        imposed=imposed,
+        table=_table(metrics),
+        pictures=pictures,
+        parameters=json.dumps(dict(chain.artifact.manifest.parameters), indent=1, sort_keys=True),
+        stage=chain.artifact.manifest.stage,
+        links=[(link.name, link.entry.kind, link.entry.payload, _made_by(link)) for link in chain.walk()],
+    )
+
+
+def _made_by(link: Link) -> str:
+    if link.artifact is None:
+        return "outside"
+    manifest = link.artifact.manifest
+    return f"pipestill {manifest.stage}, version {manifest.version}"
+
+
+def _table(metrics: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """A row a run, its head first: cost, distances beside their floors, accuracy and diversity where measured."""
+    if not metrics:
+        return []
+    spaces = figures.extractors(metrics.values())
+    head = ["run", "evaluations", "guidance"]
+    for space in spaces:
+        head += [f"distance, {figures.extractor_title(space)}", "floor"]
+    rows = [[*head, "class accuracy", "diversity"]]
+    for name in sorted(metrics):
+        run = metrics[name]
+        row = [name, *(figures.short(figures.value(run, key)) for key in STEP_FIGURES[:2])]
+        for space in spaces:
+            row += [figures.short(figures.value(run, f"fd_{space}")), figures.short(figures.floor_of(run, space))]
+        rows.append([*row, *(figures.short(figures.value(run, key)) for key in STEP_FIGURES[2:])])
+    return rows

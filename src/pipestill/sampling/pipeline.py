@@ -1,0 +1,147 @@
+"""A model folder as a Diffusers pipeline: loaded with `from_pretrained`, called with class labels, gives pictures.
+
+It samples as `pipestill sample` does, block by block, so that the pictures are the same. Reads the model's folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pipestill.config import DenoiserParams, RunParams
+from pipestill.errors import InputError, nearest
+from pipestill.networks.model import ModelCard, card_of, load_unet, wrap
+from pipestill.sampling.items import to_uint8
+from pipestill.sampling.plan import UNCONDITIONAL, blocks
+from pipestill.sampling.recipe import settle
+
+TEACHERS_STEPS = 40  # of Heun's sampler, 79 evaluations, where a teacher is called without a number
+
+
+class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
+    """Class-conditional images from a student or a teacher.
+
+        pipeline = PixelPipeline.from_pretrained("artifacts/models/student-4")
+        images = pipeline(["3", "7"], generator=torch.Generator().manual_seed(0)).images
+
+    A student walks the steps that it was distilled for; a teacher takes Heun's sampler over its own sigma range. The
+    picture of place i is a function of the seed, i, its label and the settings: that of item i of `pipestill sample`
+    with that seed (and as many threads, on the same kind of machine).
+    """
+
+    def __init__(self, unet: UNet2DModel, card: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self.register_modules(unet=unet)
+        self.register_to_config(card=card)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **keywords: Any) -> PixelPipeline:
+        """Loads a model artefact or an exported model from a folder; `torch_dtype` as in Diffusers.
+
+        Raises InputError where there is none, or its network is of another class.
+        """
+        if not (Path(folder) / "model_index.json").is_file():
+            raise InputError(f"{folder} is no model folder: it has no model_index.json")
+        unet = load_unet(Path(folder) / "unet", **keywords).eval()
+        loaded: PixelPipeline = super().from_pretrained(folder, unet=unet, **keywords)
+        return loaded
+
+    @property
+    def card(self) -> ModelCard:
+        """What the model is for: classes by name, resolution, its own schedule."""
+        return card_of(self.config.card)
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        class_labels: Sequence[int | str] | int | str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float = 1.0,
+        generator: torch.Generator | int = 0,
+        *,
+        num_images: int | None = None,
+        sampler: Literal["native", "euler", "heun", "2m", "renoise"] | None = None,
+        output_type: Literal["pil", "np", "pt", "uint8"] = "pil",
+        micro_batch: int = 64,
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ) -> ImagePipelineOutput:
+        """Samples one image for each class label (by index or name), or `num_images` of all classes in turn.
+
+        `generator` gives the seed, a generator its initial one: pictures belong to (seed, place), so that no generator
+        is advanced. `guidance_scale` w means uncond + w·(cond - uncond), 1 none. `output_type`: `pil`; `np` float32
+        [N, H, W, C] and `pt` [N, C, H, W] in [0, 1]; `uint8` as stored by `pipestill sample`, [N, H, W, C].
+
+        Raises InputError: an unknown class, steps other than a student's own, guidance without an unconditional branch.
+        """
+        card = self.card
+        labels = self._labels(class_labels, num_images, card)
+        chosen = sampler or ("native" if card.native is not None else "heun")
+        steps = num_inference_steps or (None if chosen == "native" else TEACHERS_STEPS)
+        unlabelled = not card.classes or bool((labels == UNCONDITIONAL).all())
+        run = RunParams(
+            model="model",
+            sigmas="models/model",
+            sampler=chosen,
+            steps=steps,
+            guidance=guidance_scale,
+            plan="none" if unlabelled else "balanced",
+        )
+        recipe = settle(run, card)
+        autocast = torch.bfloat16 if precision == "bf16" else None
+        denoiser = wrap(self.unet, DenoiserParams.model_validate(card.denoiser), autocast)
+        seed = generator.initial_seed() if isinstance(generator, torch.Generator) else generator
+        made = []
+        with self.progress_bar(total=len(labels)) as bar:
+            for block in blocks([seed], len(labels), micro_batch):
+                items = torch.arange(block.first, block.first + micro_batch)  # padded, as pipestill sample does
+                rows = items.clamp(max=block.first + block.count - 1)
+                x0 = recipe.sample(denoiser, seed=seed, items=items, labels=labels[rows], device=self._execution_device)
+                made.append(to_uint8(x0)[: block.count].permute(0, 2, 3, 1).cpu())
+                bar.update(block.count)
+        return ImagePipelineOutput(images=_as(torch.cat(made), output_type))
+
+    @staticmethod
+    def _labels(given: Sequence[int | str] | int | str | None, count: int | None, card: ModelCard) -> Tensor:
+        """Labels [N] int64: those given, or all classes in turn; -1 throughout for a model without classes."""
+        if given is None:
+            total = 1 if count is None else count
+            return torch.arange(total) % len(card.classes) if card.classes else torch.full((total,), UNCONDITIONAL)
+        named = [given] if isinstance(given, (int, str)) else list(given)
+        if count is not None and count != len(named):
+            raise InputError(f"num_images={count}, but {len(named)} class labels are given: leave one of them out")
+        found = []
+        for label in named:
+            if isinstance(label, str):
+                if label not in card.classes:
+                    raise InputError(f"the model knows no class '{label}'{nearest(label, card.classes)}")
+                label = card.classes.index(label)
+            if not 0 <= label < len(card.classes):
+                raise InputError(f"class {label}: the model's classes are 0 to {len(card.classes) - 1}")
+            found.append(label)
+        return torch.tensor(found)
+
+
+def _as(images: Tensor, output_type: str) -> list[Image.Image] | NDArray[np.float32] | NDArray[np.uint8] | Tensor:
+    """uint8 [N, H, W, C] as the caller wants it. Raises ValueError for an unknown type."""
+    if output_type == "pil":
+        return [
+            Image.fromarray(image.squeeze(-1).numpy() if image.shape[-1] == 1 else image.numpy()) for image in images
+        ]
+    if output_type == "uint8":
+        return images.numpy()
+    if output_type == "pt":
+        return images.permute(0, 3, 1, 2).float() / 255
+    if output_type == "np":
+        floats: NDArray[np.float32] = np.divide(images.numpy(), 255, dtype=np.float32)
+        return floats
+    raise ValueError(f"output_type={output_type}: pil, np, pt or uint8")
