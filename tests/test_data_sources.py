@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from images import class_folders, data_params, encoded, noise
+from pipestill.data.identity import input_of
 from pipestill.data.sources import Source, open_source
 from pipestill.data.transforms import BadImage
 from pipestill.errors import InputError
@@ -263,3 +264,40 @@ def test_another_number_than_expected_is_refused(tmp_path: Path, expected: dict[
     with pytest.raises(InputError, match=says):
         open_source(data_params(photos, expect=expected))
     assert len(open_source(data_params(photos, expect={"images": 12, "classes": 2})).names) == 12
+
+
+SYNSETS = {"list.txt": "n3\nn1\nn2\n", "map.txt": "n2 3 kit fox\nn3 1 tench\nn1 2 wall clock\n"}
+
+
+@pytest.mark.parametrize("file", SYNSETS)
+def test_numbered_classes_get_their_names_and_the_order_of_these(tmp_path: Path, file: str) -> None:
+    """Class 0 is n3, 1 is n1, 2 is n2; sorted by name they are n1, n2, n3."""
+    images = noise(6, 8, 3)
+    np.savez(tmp_path / "images.npz", images=images, labels=np.array([0, 1, 2, 2, 0, 1]))
+    (tmp_path / file).write_text(SYNSETS[file])
+    plain = opened(tmp_path / "images.npz", format="npz")
+    source = opened(tmp_path / "images.npz", format="npz", class_names=str(tmp_path / file))
+    assert source.classes == ("n1", "n2", "n3")
+    assert source.labels.tolist() == [2, 0, 1, 1, 2, 0]
+    assert (source.read(3) == images[3]).all()
+    assert input_of(source, tmp_path / "images.npz") != input_of(plain, tmp_path / "images.npz")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("n1\nn2\n", "names 2 classes, the images have labels for 3"),
+        ("n1\nn2\nn1\n", "names 'n1' twice"),
+        ("n1 1\nn2 2\nn3\n", "line 3 has no number"),
+        ("n1 1\nn2 2\nn3 4\n", "not consecutive"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    np.savez(tmp_path / "images.npz", images=noise(3, 8, 3), labels=np.arange(3))
+    (tmp_path / "names.txt").write_text(text)
+    with pytest.raises(InputError, match=says):
+        opened(tmp_path / "images.npz", format="npz", class_names=str(tmp_path / "names.txt"))
+    with pytest.raises(InputError, match="cannot be read"):
+        opened(tmp_path / "images.npz", format="npz", class_names="absent.txt")
+    with pytest.raises(ValueError, match="formats that number their classes"):
+        data_params(tmp_path, class_names="names.txt")

@@ -50,10 +50,17 @@ class DataParams(Section):
     filter: Literal["box", "bilinear", "bicubic", "lanczos"] = "box"
     on_bad: Literal["refuse", "set-aside"] = "refuse"
     labels: bool = True
+    class_names: str | None = None  # a file with a class a line, for formats that number them
     expect: ExpectParams | None = None
     split: SplitParams = SplitParams()
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 2  # Hamming distance of 64-bit difference hashes
     images_per_value: Positive = 85
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        if self.class_names is not None and (self.format == "folder" or not self.labels):
+            raise ValueError("class_names is for formats that number their classes (edm, npz, lmdb) and have labels")
+        return self
 
 
 class FetchedFile(Section):

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipestill.config import DataParams
+from pipestill.data.class_names import renamed
 from pipestill.data.split import TEST, TRAIN, VALIDATION
 from pipestill.data.transforms import BadImage
 from pipestill.errors import InputError
@@ -59,6 +60,8 @@ def open_source(data: DataParams) -> Source:
     source: Source = {"folder": _folder, "edm": _edm, "npz": _npz, "lmdb": _lmdb}[data.format](path, data)
     if not len(source.names):
         raise InputError(f"data.path={path} holds no images")
+    if data.class_names is not None:
+        source = renamed(source, Path(data.class_names))
     if data.expect is not None:
         for what, count in (("images", len(source.names)), ("classes", len(source.classes))):
             wanted = getattr(data.expect, what)
