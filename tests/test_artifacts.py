@@ -250,7 +250,7 @@ def test_a_missing_view_is_missed(tmp_path: Path) -> None:
         artifacts.read(tmp_path / "a", "report")
 
 
-@pytest.mark.parametrize("library", ["numpy", "safetensors"])
+@pytest.mark.parametrize("library", ["numpy", "safetensors", "torch"])
 def test_a_full_disk_is_said_whoever_writes(tmp_path: Path, library: str) -> None:
     """A limit on the size of a file stands for the disk; neither library raises what a plain write would."""
     script = f"""
@@ -258,7 +258,7 @@ import resource, signal, sys
 from pathlib import Path
 import numpy, torch
 from pipestill.errors import SurroundingsError
-from pipestill.work import writing
+from pipestill.work import atomically, writing
 from safetensors.torch import save_file
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -266,6 +266,9 @@ try:
     with writing(Path("place")):
         if {library!r} == "numpy":
             numpy.save("x.npy", numpy.zeros(1_000_000))
+        elif {library!r} == "torch":
+            with atomically(Path("place")) as file:
+                torch.save({{"x": torch.zeros(1_000_000)}}, file)
         else:
             save_file({{"x": torch.zeros(1_000_000)}}, "x.safetensors")
 except SurroundingsError as error:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipestill import artifacts
 from pipestill.artifacts import Artifact, InputEntry, Manifest
@@ -226,29 +226,40 @@ def _finished(work: Work) -> Artifact | None:
 def writing(place: Path) -> Iterator[None]:
     """Files of a library's making are written within: what they raise on a full disk becomes a SurroundingsError.
 
-    NumPy's short write has no error number, and safetensors has an error of its own.
+    NumPy's short write has no error number, safetensors and torch have errors of their own.
     """
     try:
         yield
     except OSError as error:
         raise SurroundingsError(f"{place} could not be written: {error.strerror or error}") from error
     except Exception as error:
-        if type(error).__name__ != "SafetensorError":
+        torchs = any(sign in str(error) for sign in ("PytorchStreamWriter", "inline_container"))
+        if type(error).__name__ != "SafetensorError" and not torchs:
             raise
         raise SurroundingsError(f"{place} could not be written: {error}") from error
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all: beside its place, fsynced, renamed."""
+@contextmanager
+def atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears at `path` whole or not at all: written beside it, fsynced, renamed.
+
+    Raises SurroundingsError where it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with writing(path):
             with partial.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
-    except SurroundingsError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all. Raises SurroundingsError where it cannot be written."""
+    with atomically(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 
 from pipestill.errors import InputError
 from pipestill.progress import say
-from pipestill.work import write_atomic
+from pipestill.work import atomically
 
 
 def save(folder: Path, step: int, state: dict[str, Any], *, key: str, keep: int) -> None:
@@ -19,10 +18,9 @@ def save(folder: Path, step: int, state: dict[str, Any], *, key: str, keep: int)
 
     Later ones are left by a run that went further and could not be gone on from. Raises SurroundingsError (full disk).
     """
-    buffer = io.BytesIO()
-    torch.save({"key": key, "step": step, "state": state}, buffer)
     name = f"state-{step:09d}.pt"
-    write_atomic(folder / name, buffer.getvalue())
+    with atomically(folder / name) as file:
+        torch.save({"key": key, "step": step, "state": state}, file)
     there = saved(folder)
     place = [path.name for path in there].index(name) + 1
     for old in (*there[: max(place - keep, 0)], *there[place:]):
