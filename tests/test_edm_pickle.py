@@ -179,7 +179,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "an object from outside": (whole(text("id") + b"Q"), "opcode BINPERSID"),
     "a memo index of 4 billion": (whole(b"}r\xff\xff\xff\xff"), "stores under memo index 4294967295"),
     "bytes of 2⁶² that are not there": (whole(b"\x8e" + struct.pack("<Q", 1 << 62)), "bytes"),
-    "a frame of 2⁶² bytes": (whole(b"\x95" + struct.pack("<Q", 1 << 62) + b"N"), "truncated"),
+    "a frame of 2⁶² bytes": (whole(b"\x95" + struct.pack("<Q", 1 << 62) + b"N"), "holds a NoneType"),
     "objects in a numpy dtype": (
         whole(called("numpy", "dtype", text("O8"), b"\x89", b"\x88")),
         "numpy value of dtype 'O8'",
@@ -201,7 +201,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a storage that lies about its size": (whole(lying_storage()), "storage"),
     "a state for a function": (
         whole(named("torch.storage", "_load_from_bytes") + b"N}" + text("__code__") + b"Ns\x86b"),
-        "__code__",
+        "gives a function a state",
     ),
     "a second state for a tensor": (whole(rebuilt(numbers(2), numbers(1)) + b"}b"), "gives a tensor a state"),
     "arguments for a ModuleDict": (
@@ -210,6 +210,23 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     ),
     "a module within itself": (whole(looped()), "twice"),
     "modules 500 deep": (whole(deep(500)), "nest"),
+    "a key whose hash goes a million deep": (whole(b"}" + b")" + b"\x85" * 10**6 + b"Ns"), "has a tuple as a key"),
+    "the same in a set": (whole(b"\x8f(" + b")" + b"\x85" * 10**6 + b"\x90"), "has a tuple as a key"),
+    "the same in a frozen set": (whole(b"(" + b")" + b"\x85" * 10**6 + b"\x91"), "has a tuple as a key"),
+    "the same through a constructor": (
+        whole(called("collections", "OrderedDict", b"](" + b")" + b"\x85" * 10**6 + b"N\x86e")),
+        "OrderedDict with arguments",
+    ),
+    "a call of a value": (whole(text("os.system") + b")R"), "calls a str"),
+    "an object of a value": (whole(text("x") + b")\x81"), "makes an object of a str"),
+    "a tensor filled as a list": (
+        whole(rebuilt(numbers(2), numbers(1)) + b"Na"),
+        "fills a tensor as if it were a list",
+    ),
+    "a function filled as a dict": (
+        whole(named("torch.storage", "_load_from_bytes") + text("x") + b"Ns"),
+        "fills a function as if it were a dict",
+    ),
     "protocol 0": (pickle.dumps({"a": 1}, protocol=0), "no pickle of protocol"),
     "protocol 1": (pickle.dumps({"a": 1}, protocol=1), "no pickle of protocol"),
     "protocol 2": (pickle.dumps({"a": 1}, protocol=2), "no pickle of protocol"),
