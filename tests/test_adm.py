@@ -114,7 +114,7 @@ def test_a_pickle_gives_layout_tensors_and_what_it_says_beside_them(tmp_path: Pa
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in tensors.items())
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".safetensors", ".old"])
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
 def test_a_checkpoint_of_dmd2_names_its_networks(tmp_path: Path, suffix: str) -> None:
     """`pytorch_model.bin` of a generator, and of a guidance model: fake and real score, and a classifier's head."""
     networks = {
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_dmd2_names_its_networks(tmp_path: Path, suffix: str) ->
 
         save_file(body, path)
     else:
-        torch.save(body, path, _use_new_zipfile_serialization=suffix == ".bin")
+        torch.save(body, path)
     for name, tensors in networks.items():
         found = checkpoints.find(path, name)
         assert all(torch.equal(found.tensors[key], tensor) for key, tensor in tensors.items())
@@ -172,6 +172,11 @@ def without(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
         (lambda t: t | {"map_layer0.weight": torch.zeros(3, 3)}, "map_layer0.weight has the shape [3, 3]"),
         (lambda t: t | {"enc.4x4_down.conv0.resample_filter": torch.full((1, 1, 2, 2), 0.3)}, "is not the 2×2 box"),
         (lambda t: {"unet.weight": torch.zeros(1)}, "no ADM network"),
+        (lambda t: t | {"enc.8x8_block2000.conv1.weight": torch.zeros(1)}, "not numbered one after the other"),
+        (lambda t: t | {"enc.8x8_conv.weight": torch.zeros(0, 1, 3, 3)}, "convolution has the shape [0, 1, 3, 3]"),
+        (lambda t: t | {"out_conv.bias": torch.zeros(3, dtype=torch.complex64)}, "out_conv.bias holds torch.complex64"),
+        (lambda t: t | {"out_conv.bias": torch.tensor([0.0, float("nan"), 0.0])}, "numbers that are not finite"),
+        (lambda t: t | {"map_layer1.weight": torch.zeros(1).expand(3, 128)}, "which does not fit"),
     ],
 )  # fmt: skip
 def test_what_is_no_adm_network_is_named(change: Any, says: str) -> None:
@@ -206,6 +211,7 @@ def test_a_layout_that_diffusers_does_not_have_is_refused(layout: dict[str, Any]
         ({"num_blocks": 2}, "says num_blocks=2, its tensors say 1"),
         ({"channel_mult": [1, 3]}, r"says channel_mult=\[1, 3\], its tensors say \[1, 2\]"),
         ({"legacy": True}, "was made with legacy=True, which is not understood"),
+        ({"label_dropout": "often"}, "was made with label_dropout='often', a number was expected"),
     ],
 )
 def test_a_pickle_whose_words_and_tensors_differ_is_refused(tmp_path: Path, stated: dict[str, Any], says: str) -> None:
@@ -218,3 +224,21 @@ def test_a_network_that_is_not_in_the_pickle_is_named(tmp_path: Path) -> None:
     path = write_edm_pickle(tmp_path / "edm.pkl", TINY, random_tensors(TINY))
     with pytest.raises(InputError, match=r"has no network 'net' \(there are: ema\)"):
         checkpoints.find(path, "net")
+
+
+def test_checkpoints_of_anything_but_plain_tensors_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "odd.pt"
+    torch.save({"x": torch.zeros(1).expand(10**9)}, path)
+    with pytest.raises(InputError, match="x shows more numbers than it has"):
+        checkpoints.read_tensors(path)
+    torch.save({"x": torch.eye(3).to_sparse()}, path)
+    with pytest.raises(InputError, match="x is no plain tensor"):
+        checkpoints.read_tensors(path)
+    torch.save({f"{name}map_layer0.weight": torch.zeros(1) for name in ("model.", "model.model.")}, path)
+    with pytest.raises(InputError, match="two networks of one name"):
+        checkpoints.find(path, "model")
+    for share in (0.2, 0.9):
+        torch.save(random_tensors(TINY), path)
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+        with pytest.raises(InputError, match="no checkpoint of plain tensors"):
+            checkpoints.read_tensors(path)

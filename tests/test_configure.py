@@ -112,6 +112,7 @@ def test_what_follows_from_the_runs_is_derived() -> None:
         ("experiment=own", "data.path has no value yet"),
         ("distillation.students.student-4.like=student-5", "did you mean 'student-4'?"),
         ("distillation.students.student-4.like=student-4", "goes round in a circle"),
+        ("+teachers.a.start=models/a", "teachers.a.start goes round in a circle: a -> a"),
     ],
 )
 def test_wrong_overrides_are_named_in_one_line(

@@ -132,6 +132,32 @@ def lying_storage() -> bytes:
     return called("torch.storage", "_load_from_bytes", b"B" + struct.pack("<I", len(raw)) + raw)
 
 
+def empty_storage(count: int) -> bytes:
+    """A storage of `count` numbers, and an empty list of those that follow."""
+    buffer = io.BytesIO()
+    torch.save(torch.zeros(11)._typed_storage(), buffer, _use_new_zipfile_serialization=False)
+    raw = buffer.getvalue()
+    raw = raw.replace(b"K\x0b", b"\x8a\x08" + count.to_bytes(8, "little"))
+    raw = raw[: raw.rindex(b"\x80\x02")] + pickle.dumps([], protocol=2)
+    return called("torch.storage", "_load_from_bytes", b"B" + struct.pack("<I", len(raw)) + raw)
+
+
+def many_views(count: int) -> bytes:
+    """Tensors that show all but the last of 1,000 numbers, each of the same storage."""
+    body = stored(torch.zeros(1000)) + b"\x94]"
+    for _ in range(count):
+        arguments = b"h\x00" + number(0) + numbers(999) + numbers(1) + b"\x89N"
+        body += named("torch._utils", "_rebuild_tensor_v2") + b"(" + arguments + b"tRa"
+    return body
+
+
+def doubling_name() -> bytes:
+    name = b")\x940" + b"".join(b"h" + bytes([depth]) + b"h" + bytes([depth]) + b"\x86\x940" for depth in range(60))
+    name += b"h\x3c"
+    meta = b"}(" + text("type") + text("class") + text("state") + b"}" + text("class_name") + name + b"u"
+    return named("torch_utils.persistence", "_reconstruct_persistent_obj") + b"(" + meta + b"tR"
+
+
 def looped() -> bytes:
     """A module that holds itself: its state is filled after it has been made."""
     state = b"}\x94" + text("_modules") + b"}\x94s"
@@ -227,6 +253,14 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         whole(named("torch.storage", "_load_from_bytes") + text("x") + b"Ns"),
         "fills a function as if it were a dict",
     ),
+    "a storage of bytes that are not there": (whole(empty_storage(4)), "whose bytes are not in the file"),
+    "a storage of many bytes that are not there": (
+        whole(empty_storage(10**8)),
+        "asks for storages of 400,000,000 bytes",
+    ),
+    "many views of one storage": (whole(many_views(300)), "asks for tensors of"),
+    "a class's name that doubles and doubles": (whole(with_ema(doubling_name())), "a class without a name"),
+    "a name of several lines": (whole(text("o\ns") + text("x\x1b[31m") + b"\x93"), "names o?s.x?[31m"),
     "protocol 0": (pickle.dumps({"a": 1}, protocol=0), "no pickle of protocol"),
     "protocol 1": (pickle.dumps({"a": 1}, protocol=1), "no pickle of protocol"),
     "protocol 2": (pickle.dumps({"a": 1}, protocol=2), "no pickle of protocol"),

@@ -36,6 +36,10 @@ class Site:
     statuses: list[int] = field(default_factory=list)  # statuses to answer before anything else
     ranges: bool = True
     token: str = ""  # needed where it is set
+    heedless: bool = False  # gives parts of whatever it has, without regard to If-Range
+    short: int = 0  # bytes that each answer has at most, said as its length
+    extra: dict[str, str] = field(default_factory=dict)  # further headers
+    silent: bool = False  # says no length
     seen: list[tuple[str, str, str]] = field(default_factory=list)
 
 
@@ -63,13 +67,18 @@ def site() -> Iterator[Site]:
             if site.token and authorised != f"Bearer {site.token}":
                 status = 401
             first = 0
-            same = self.headers.get("If-Range", site.tag) == site.tag
+            same = site.heedless or self.headers.get("If-Range", site.tag) == site.tag
             if status == 200 and asked and site.ranges and same:
                 first = int(asked.removeprefix("bytes=").split("-")[0])
                 status = 206 if first < len(site.content) else 416
             body = site.content[first:] if status in (200, 206) else b""
+            if status == 206 and site.short:
+                body = body[: site.short]
             self.send_response(status)
-            self.send_header("ETag", site.tag)
+            if site.tag:
+                self.send_header("ETag", site.tag)
+            for name, value in site.extra.items():
+                self.send_header(name, value)
             self.send_header("X-Repo-Commit", COMMIT)
             if status == 401:
                 self.send_header("X-Error-Code", "RepoNotFound")
@@ -77,7 +86,10 @@ def site() -> Iterator[Site]:
                 self.send_header("Content-Range", f"bytes {first}-{len(site.content) - 1}/{len(site.content)}")
             if status == 416:
                 self.send_header("Content-Range", f"bytes */{len(site.content)}")
-            self.send_header("Content-Length", str(len(body)))
+            if site.silent:
+                self.close_connection = True
+            else:
+                self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if head:
                 return
@@ -120,7 +132,7 @@ def params(site: Site, **changes: Any) -> FetchParams:
 def fetched(entry: FetchParams) -> bytes:
     artifact = fetch(entry, Path("out"), inbox=Path("inputs/net"))
     assert artifact.manifest.kind == "files"
-    assert list(artifact.manifest.files) == ["net.pkl"]
+    assert list(artifact.manifest.files) == ["LICENCE", "net.pkl"]
     artifacts.verify(artifact)
     return artifact.file("net.pkl").read_bytes()
 
@@ -147,7 +159,7 @@ def test_a_source_that_changed_meanwhile_is_fetched_anew(site: Site) -> None:
     target = Path("file")
 
     def once() -> None:
-        download._once(f"{site.address}/net.pkl", target, None)
+        download._once(f"{site.address}/net.pkl", target, Path("note"), True, None)
 
     with pytest.raises(download.Broken):
         once()
@@ -164,8 +176,8 @@ def test_a_server_without_ranges_begins_anew(site: Site) -> None:
 
 def test_what_is_whole_already_is_not_fetched_again(site: Site) -> None:
     target = Path("file")
-    download.from_address(f"{site.address}/x", target)
-    download.from_address(f"{site.address}/x", target)
+    download.from_address(f"{site.address}/x", target, note=Path("note"))
+    download.from_address(f"{site.address}/x", target, note=Path("note"))
     assert target.read_bytes() == CONTENT
     assert [part for _, part, _ in site.seen] == ["", f"bytes={len(CONTENT)}-"]
 
@@ -206,7 +218,7 @@ def test_another_file_than_stated_is_refused_and_not_kept(site: Site, changes: d
     with pytest.raises(InputError, match=says):
         fetch(params(site, **changes), Path("out"), inbox=Path("inputs/net"))
     assert not Path("out").exists()
-    assert not list(Path("runs").rglob("net.pkl"))
+    assert not list(Path("runs").rglob("files/net.pkl"))
 
 
 def test_a_refusal_is_not_tried_again(site: Site) -> None:
@@ -221,7 +233,7 @@ def test_a_stop_keeps_what_has_come(site: Site) -> None:
     stop.reason = "a test"
     with pytest.raises(Stopped, match="what has come is kept"):
         fetch(params(site), Path("out"), inbox=Path("inputs/net"), stop=stop)
-    (partial,) = Path("runs").rglob("net.pkl")
+    (partial,) = Path("runs").rglob("files/net.pkl")
     assert partial.stat().st_size > 0
     assert fetched(params(site)) == CONTENT
     assert site.seen[-1][1] == f"bytes={partial.stat().st_size if partial.exists() else download.CHUNK}-"
@@ -274,7 +286,7 @@ def test_the_hub_is_asked_for_a_commit_with_the_token(site: Site, monkeypatch: p
 )
 def test_wrong_entries_are_refused(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        params(Site(address="http://x"), **changes)
+        params(Site(address="https://x"), **changes)
 
 
 def test_the_command_is_one_line_and_its_exit_codes(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,3 +302,64 @@ def test_the_command_is_one_line_and_its_exit_codes(site: Site, capsys: pytest.C
         assert cli.main(words) == 75
     assert cli.main(words) == 0
     assert Path("out/net.pkl").read_bytes() == CONTENT
+
+
+# --- what a hostile or broken server may do -----------------------------------------------------------------------
+
+
+def test_a_part_of_another_version_is_not_taken(site: Site) -> None:
+    site.break_after = [1_000_000]
+    with pytest.raises(download.Broken):
+        download._once(f"{site.address}/x", Path("file"), Path("note"), True, None)
+    site.content, site.tag, site.heedless = CONTENT[::-1], '"two"', True
+    with pytest.raises(download.Broken, match="a part of another file"):
+        download._once(f"{site.address}/x", Path("file"), Path("note"), True, None)
+
+
+def test_a_short_part_is_not_the_end(site: Site) -> None:
+    site.break_after, site.short = [1_000_000], 500_000
+    assert fetched(params(site, sha256=None, size=None)) == CONTENT
+    assert len(site.seen) > 4
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "says"),
+    [
+        ({"extra": {"Content-Encoding": "gzip"}}, "sends the file encoded"),
+        ({"silent": True}, "does not say how long the file is"),
+        ({"statuses": [302], "extra": {"Location": "ftp://127.0.0.1/x"}}, "which is not followed"),
+        ({"statuses": [302], "extra": {"Location": "file:///etc/hostname"}}, "is not allowed"),
+    ],
+)
+def test_what_could_be_another_file_is_refused(site: Site, behaviour: dict[str, Any], says: str) -> None:
+    for name, value in behaviour.items():
+        setattr(site, name, value)
+    with pytest.raises(InputError, match=says):
+        fetch(params(site, sha256=None, size=None), Path("out"), inbox=Path("inputs/net"))
+
+
+def test_a_server_that_always_breaks_off_at_the_same_place_is_given_up(site: Site) -> None:
+    site.tag, site.break_after = "", [1_000_000] * 50
+    with pytest.raises(SurroundingsError, match=r"it broke off after|Connection|reset"):
+        fetch(params(site), Path("out"), inbox=Path("inputs/net"))
+    assert len(site.seen) <= 2 * download.TRIES
+
+
+def test_files_do_not_get_into_each_others_way(site: Site) -> None:
+    """A note on the source of one file is no other file's content, and the manifest is nobody's."""
+    both = [
+        {"path": name, "source": "https", "location": f"{site.address}/net.pkl", "sha256": SHA}
+        for name in ("x", "x.source")
+    ]
+    artifact = fetch(FetchParams.model_validate({"files": both}), Path("out"), inbox=Path("inputs/net"))
+    assert [artifact.file(name).read_bytes() == CONTENT for name in ("x", "x.source")] == [True, True]
+    for path in ("manifest.json", "LICENCE"):
+        with pytest.raises(ValueError, match="a file of the artefact's own"):
+            params(site, path=path)
+    with pytest.raises(ValueError, match="a is a file and a folder of others"):
+        FetchParams.model_validate(
+            {"files": [file | {"path": name} for file, name in zip(both, ("a", "a/b"), strict=True)]}
+        )
+    for location in ("file:///etc/hostname", "http://example.org/x", "data:,x"):
+        with pytest.raises(ValueError, match="is no https address"):
+            params(site, location=location)

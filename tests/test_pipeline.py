@@ -92,12 +92,22 @@ def test_classes_go_by_name_and_index(tmp_path: Path) -> None:
         ({"class_labels": [99]}, "class 99: the model's classes are 0 to"),
         ({"class_labels": [0], "num_inference_steps": 5}, "was distilled for 4 steps"),
         ({"class_labels": [0, 1], "num_images": 3}, "num_images=3, but 2 class labels"),
+        ({"class_labels": []}, "class_labels is empty"),
+        ({"class_labels": [1.0]}, "class 1.0: an index or a name"),
+        ({"num_images": 0}, "at least 1"),
     ],
 )
 def test_what_it_cannot_do_is_said(tmp_path: Path, arguments: dict[str, object], says: str) -> None:
     pipeline = loaded(make_model(tmp_path / "student", native=STUDENT).path)
     with pytest.raises(InputError, match=re.escape(says)):
         pipeline(**arguments)
+
+
+def test_what_is_saved_again_can_be_loaded_again(tmp_path: Path) -> None:
+    pipeline = loaded(make_model(tmp_path / "student", native=STUDENT).path)
+    pipeline.save_pretrained(tmp_path / "again")
+    again = loaded(tmp_path / "again")
+    assert (again([0, 1], output_type="uint8").images == pipeline([0, 1], output_type="uint8").images).all()
 
 
 def test_the_notebooks_lines_run_as_they_stand(tmp_path: Path) -> None:
@@ -154,6 +164,22 @@ def test_nothing_is_exported_without_a_licence(tmp_path: Path, capsys: pytest.Ca
     assert not Path("out").exists()
 
 
+def test_pictures_of_other_weights_and_of_one_name_are_refused(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "artifacts/models/student", native=STUDENT).path
+    stored(RunParams(model="m", sigmas="models/m", images=4), model)
+    with pytest.raises(InputError, match="sampled with the model's ema weights"):
+        export(model, Path("out"), licence="x", weights="raw", metrics=[], samples=[Path("samples")])
+    with pytest.raises(InputError, match="have the same name"):
+        export(model, Path("out"), licence="x", metrics=[], samples=[Path("samples"), Path("samples")])
+    with pytest.raises(InputError, match="not one line"):
+        export(model, Path("out"), licence='x"\nlicense: mit', metrics=[], samples=[])
+    export(model, Path('o"ut'), licence='a "name"', metrics=[], samples=[])
+    text = Path('o"ut/README.md').read_text()
+    assert yaml.safe_load(text.split("---")[1])["license_name"] == 'a "name"'
+    compile(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], "card", "exec")
+    assert not list(Path().glob(".*partial"))
+
+
 def test_pictures_of_another_model_are_refused(tmp_path: Path) -> None:
     model = make_model(tmp_path / "artifacts/models/student", native=STUDENT).path
     stored(RunParams(model="m", sigmas="models/m", images=4), model)
@@ -191,6 +217,12 @@ def test_licences_of_fetched_files_are_taken_over_or_asked_for(tmp_path: Path, l
     export(model, Path("out"), licence="CC-BY-NC-SA-4.0", metrics=[], samples=[])
     text = Path("out/README.md").read_text()
     assert f"- {licence}\n" in text
+    files[0]["path"] = "edm.pkl"
+    fetch(FetchParams(files=files, licence="Public domain"), Path("artifacts/fetched/aaa"), inbox=Path("inputs/aaa"))
+    export(
+        model, Path("second"), licence="x", metrics=[], samples=[]
+    )  # equal bytes under another licence change nothing
+    assert f"- {licence}\n" in Path("second/README.md").read_text()
     assert "It has no unconditional branch: guidance is refused." in text
     assert loaded(Path("out"))([0], num_inference_steps=2).images[0].size == (8, 8)
     shutil.rmtree("artifacts/fetched/edm")

@@ -7,6 +7,7 @@ is checked. It reads conf/ and reads and writes parameter files; nothing else.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,8 +112,10 @@ def expand(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _files(reference: Mapping[str, Any]) -> str:
     """The fetched entry in which the reference's outside files lie; `dataset`, which it waits for anyway, for none."""
-    named = [(reference.get("protocol") or {}).get("inception_weights"), reference.get("statistics")]
-    entries = {Path(name).parts[2] for name in named if name and Path(name).parts[:2] == ("artifacts", "fetched")}
+    protocol = reference.get("protocol")
+    named = [protocol.get("inception_weights") if isinstance(protocol, Mapping) else None, reference.get("statistics")]
+    parts = [Path(os.path.relpath(name)).parts for name in named if isinstance(name, str) and name]
+    entries = {place[2] for place in parts if place[:2] == ("artifacts", "fetched") and len(place) > 3}
     if len(entries) > 1:
         raise InputError(
             f"the reference's files lie in several entries of fetched ({', '.join(sorted(entries))}): use one"

@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Callable
 from email.message import Message
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipestill.errors import InputError, Stopped, SurroundingsError
 from pipestill.progress import Bar, say
@@ -37,13 +37,28 @@ class Broken(Exception):
         self.progressed = progressed
 
 
-def from_address(address: str, target: Path, *, stop: StopRequest | None = None) -> None:
+def from_address(
+    address: str, target: Path, *, note: Path, pinned: bool = False, stop: StopRequest | None = None
+) -> None:
     """Downloads `address` into `target`, going on where an earlier call ended if the source is still the same.
 
-    Raises InputError where the address is refused (404, 403), SurroundingsError where it cannot be reached or breaks
-    off again and again, Stopped on request; what has come by then stays for the next call.
+    `note` is a file that remembers which source that was; `pinned` says that the caller knows the file's size or
+    digest. Raises InputError where the address is refused (404, 403) or no length is given for a file that is not
+    pinned, SurroundingsError where it cannot be reached or breaks off again and again, Stopped on request; what has
+    come by then stays for the next call.
     """
-    insist(lambda: _once(address, target, stop), address, stop)
+    most = 0  # bytes that any try has reached
+
+    def attempt() -> None:
+        nonlocal most
+        try:
+            _once(address, target, note, pinned, stop)
+        except Broken as broken:
+            reached = target.stat().st_size if target.exists() else 0
+            progressed, most = reached > most, max(reached, most)
+            raise Broken(str(broken), progressed=progressed) from None
+
+    insist(attempt, address, stop)
 
 
 def insist(attempt: Callable[[], Answer], what: str, stop: StopRequest | None) -> Answer:
@@ -73,40 +88,26 @@ def _heed(stop: StopRequest | None, what: str) -> None:
         raise Stopped(f"stopped by {stop.reason} while fetching {what}, what has come is kept: start it again to go on")
 
 
-def _once(address: str, target: Path, stop: StopRequest | None) -> None:
+def _once(address: str, target: Path, note: Path, pinned: bool, stop: StopRequest | None) -> None:
     """One connection: the rest of the file, or the whole of it where the source is another or cannot give parts."""
     there = target.stat().st_size if target.exists() else 0
-    note = target.with_name(f"{target.name}.source")
     validator = note.read_text() if there and note.exists() else ""
-    request = urllib.request.Request(address, headers={"User-Agent": "pipestill", "Accept-Encoding": "identity"})
-    if validator:
-        request.add_header("Range", f"bytes={there}-")
-        request.add_header("If-Range", validator)
-    came = 0
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            goes_on = answer.status == 206
-            if goes_on and not re.match(rf"bytes {there}-", answer.headers.get("Content-Range", "")):
-                raise Broken("the server sends another part than was asked for")
-            done = there if goes_on else 0
-            length = answer.headers.get("Content-Length")
-            total = done + int(length) if length else 0
-            if not goes_on:
+        request = urllib.request.Request(address, headers={"User-Agent": "pipestill", "Accept-Encoding": "identity"})
+        if validator:
+            request.add_header("Range", f"bytes={there}-")
+            request.add_header("If-Range", validator)
+        with urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT) as answer:
+            done, total = _where(answer, there, validator)
+            if not total and not pinned and "chunked" not in answer.headers.get("Transfer-Encoding", ""):
+                raise InputError(f"{address}: the server does not say how long the file is: state its size or sha256")
+            if not done:
+                target.unlink(missing_ok=True)  # before the note: it must not speak of other bytes
+                note.parent.mkdir(parents=True, exist_ok=True)
                 note.write_text(_validator(answer.headers))
-            bar = Bar(target.name, total, done=done, unit="B")
-            try:
-                with target.open("ab" if goes_on else "wb") as file:
-                    while block := answer.read(CHUNK):
-                        file.write(block)
-                        came += len(block)
-                        bar.advance(len(block))
-                        _heed(stop, address)
-                    file.flush()
-                    os.fsync(file.fileno())
-            finally:
-                bar.close()
+            came = _receive(answer, target, done, total, lambda: _heed(stop, address))
             if total and done + came < total:
-                raise Broken(f"it broke off after {done + came:,} of {total:,} bytes", progressed=came > 0)
+                raise Broken(f"it broke off after {done + came:,} of {total:,} bytes")
     except urllib.error.HTTPError as error:
         if error.code == 416:  # the part that is asked for lies beyond the end
             if error.headers.get("Content-Range", "").endswith(f"/{there}"):
@@ -116,11 +117,58 @@ def _once(address: str, target: Path, stop: StopRequest | None) -> None:
         if error.code in PASSING:
             raise Broken(f"the server answers {error.code} {error.reason}") from None
         raise InputError(f"{address}: the server answers {error.code} {error.reason}") from None
+    except (http.client.InvalidURL, ValueError) as error:
+        raise InputError(f"{address} is no address that can be asked: {error}") from None
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", None) or error
-        raise Broken(str(reason) or type(error).__name__, progressed=came > 0) from None
-    except ValueError as error:
-        raise InputError(f"{address} is no address: {error}") from None
+        raise Broken(str(reason) or type(error).__name__) from None
+
+
+def _where(answer: Any, there: int, validator: str) -> tuple[int, int]:
+    """From which byte an answer goes on (0: it begins anew), and how many the whole has (0: unknown)."""
+    encoding = answer.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise InputError(f"{answer.url}: the server sends the file encoded ({encoding}), not as it is")
+    length = answer.headers.get("Content-Length", "")
+    if answer.status != 206:
+        return 0, int(length) if length.isdecimal() else 0
+    part = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+    if part is None or int(part[1]) != there or _validator(answer.headers) not in ("", validator):
+        raise Broken("the server sends another part, or a part of another file, than was asked for")
+    return there, int(part[2])
+
+
+def _receive(answer: Any, target: Path, done: int, total: int, heed: Callable[[], None]) -> int:
+    """Writes what comes behind what is there; returns how many bytes came, fewer than expected where it broke off."""
+    came = 0
+    bar = Bar(target.name, total, done=done, unit="B")
+    try:
+        with target.open("ab") as file:
+            while True:
+                try:
+                    block = answer.read(CHUNK)
+                except (OSError, http.client.HTTPException) as error:  # the network's; the disk's come from below
+                    raise Broken(str(error) or type(error).__name__) from None
+                if not block:
+                    break
+                file.write(block)
+                came += len(block)
+                bar.advance(len(block))
+                heed()
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        bar.close()
+    return came
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect away from https, nor to anything but the web."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if not newurl.startswith("https://") and not (newurl.startswith("http://") and req.type == "http"):
+            raise InputError(f"{req.full_url} leads to {newurl}, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _validator(headers: Message) -> str:

@@ -55,14 +55,20 @@ def export(
     from pipestill.networks.model import SUBFOLDERS, read_card
     from pipestill.reporting.card import model_card
 
-    if not licence.strip():
-        raise InputError("--licence is empty: a model is not handed over without one")
+    if not licence.strip() or not licence.isprintable():
+        raise InputError("--licence is empty or not one line: a model is not handed over without one")
+    for paths in (metrics, samples):
+        if len({path.stem for path in paths}) < len(paths):
+            raise InputError(f"two of {', '.join(map(str, paths))} have the same name: show one of them")
     if os.path.lexists(output):
         raise InputError(f"{output} is there already: name another --output, or remove it")
     artifact, card = read_card(model)
     artifacts.verify(artifact)
-    chain = tracing.trace(model, Path.cwd())
-    shown = {path.stem: _figures_of(path, artifact.manifest.payload) for path in metrics}
+    root = _root(model)
+    chain = tracing.trace(model, root)
+    payload = artifact.manifest.payload
+    shown = {path.stem: _figures_of(path, root, payload, weights) for path in metrics}
+    grids = [_samples_of(artifacts.read(path, "samples"), payload, weights).file("grid.png") for path in samples]
     pictures = [(f"pictures/{path.name}.png", path.name) for path in samples]
     text = model_card(output.name, card, chain, licence=licence.strip(), metrics=shown, pictures=pictures)
     staging = output.absolute().with_name(f".{output.name}.partial")
@@ -75,25 +81,36 @@ def export(
         (staging / "README.md").write_text(text)
         if shown:
             (staging / "metrics.json").write_text(json.dumps(shown, indent=1, sort_keys=True) + "\n")
-        for path, (picture, _) in zip(samples, pictures, strict=True):
+        for grid, (picture, _) in zip(grids, pictures, strict=True):
             (staging / picture).parent.mkdir(exist_ok=True)
-            shutil.copyfile(_samples_of(path, artifact.manifest.payload).file("grid.png"), staging / picture)
+            shutil.copyfile(grid, staging / picture)
         os.rename(staging, output)
     say(f"{output}: {card.role} {artifact.path.name}, {licence.strip()}")
     return output
 
 
-def _figures_of(path: Path, payload: str) -> dict[str, Any]:
+def _root(model: Path) -> Path:
+    """The project that a model lies in: where its artefacts are; the working folder where it lies in none."""
+    return next((folder for folder in model.absolute().parents if (folder / "artifacts").is_dir()), Path.cwd())
+
+
+def _figures_of(path: Path, root: Path, payload: str, weights: str) -> dict[str, Any]:
     """A metrics file of this model's samples. Raises InputError."""
-    chain = tracing.trace(path, Path.cwd())
-    if payload not in {link.entry.payload for link in chain.walk()}:
-        raise InputError(f"{path} was not measured on samples of this model: name its own runs")
+    links = list(tracing.trace(path, root).walk())
+    sampled = next((link.artifact for link in links if link.artifact and link.entry.kind == "samples"), None)
+    if sampled is None:
+        raise InputError(f"{path} leads to no samples that are here: name metrics/RUN.json of this model")
+    _samples_of(sampled, payload, weights)
     body: dict[str, Any] = json.loads(path.read_text())
     return body
 
 
-def _samples_of(path: Path, payload: str) -> artifacts.Artifact:
-    found = artifacts.read(path, "samples")
-    if found.manifest.inputs["model"].payload != payload:
-        raise InputError(f"{path} was not sampled from this model: name its own samples")
-    return found
+def _samples_of(samples: artifacts.Artifact, payload: str, weights: str) -> artifacts.Artifact:
+    """The samples, if they are of this model and these weights. Raises InputError."""
+    if samples.manifest.inputs["model"].payload != payload:
+        raise InputError(f"{samples.path} was not sampled from this model: name its own samples and figures")
+    if samples.manifest.parameters["weights"] != weights:
+        raise InputError(
+            f"{samples.path} was sampled with the model's {samples.manifest.parameters['weights']} weights"
+        )
+    return samples

@@ -74,6 +74,16 @@ class FetchedFile(Section):
     size: Count | None = None  # bytes
 
     @model_validator(mode="after")
+    def _comes_from_somewhere(self) -> Self:
+        own = self.path.split("/")[0]
+        if own in ("manifest.json", "LICENCE"):
+            raise ValueError(f"path={self.path} is a file of the artefact's own: give it another name")
+        local = ("http://127.0.0.1", "http://localhost")
+        if self.source == "https" and not self.location.startswith(("https://", *local)):
+            raise ValueError(f"location={self.location} is no https address")
+        return self
+
+    @model_validator(mode="after")
     def _pinned(self) -> Self:
         if (self.source == "hub") != (self.revision is not None):
             raise ValueError(
@@ -93,4 +103,9 @@ class FetchParams(Section):
         names = [file.path for file in self.files]
         if len(set(names)) < len(names):
             raise ValueError(f"two files have the same path ({', '.join(names)})")
+        for name in names:
+            if any(other.startswith(f"{name}/") for other in names):
+                raise ValueError(f"{name} is a file and a folder of others")
+        if not self.licence.isprintable():
+            raise ValueError("licence has to be one line")
         return self

@@ -50,6 +50,7 @@ class Params(Section):
             where = f"teachers.{name}"
             if teacher.begins_with is not None:
                 _known(f"{where}.start", teacher.begins_with, models, "model")
+                self._ends_somewhere(name)
             elif teacher.network is not None and (misfit := teacher.network.misfit(self.data.resolution)):
                 raise ValueError(f"{where}: {misfit}")
         if not self.data.labels:
@@ -79,6 +80,15 @@ class Params(Section):
                     f"{list(self.reference.floor.counts)}: leave those out of pipestill config, they follow the runs"
                 )
         return self
+
+    def _ends_somewhere(self, name: str) -> None:
+        """Teachers that start from one another in a circle could none of them begin."""
+        seen, here = [name], self.teachers[name].begins_with
+        while here in self.teachers:
+            if here in seen:
+                raise ValueError(f"teachers.{name}.start goes round in a circle: {' -> '.join((*seen, here))}")
+            seen.append(here)
+            here = self.teachers[here].begins_with
 
     def _files_are_fetched(self) -> None:
         """What is taken from fetched files names entries and files that there are."""

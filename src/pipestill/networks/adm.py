@@ -18,6 +18,7 @@ from pipestill.errors import InputError
 from pipestill.networks.unet import EdmUNet2DModel, architecture
 
 HEAD = 64  # channels of an attention head
+WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 FILTER = 0.25  # every tap of the 2×2 box that resamples
 STAGE = re.compile(r"(enc|dec)\.(\d+)x\2_(conv|down|up|in0|in1|block(\d+))\.(.+)")
 IN_BLOCK = {
@@ -73,6 +74,11 @@ def _inferred(tensors: Mapping[str, Tensor]) -> Adm:
         raise ValueError(f"its levels are {sides}, each should be half of the one before")
     first = tensors[f"enc.{sides[0]}x{sides[0]}_conv.weight"]
     width = first.shape[0]
+    if first.ndim != 4 or width < 4:
+        raise ValueError(f"its first convolution has the shape {list(first.shape)}")
+    blocks = sorted({int(match[4]) for match in encoder if match[4] and int(match[2]) == sides[0]})
+    if blocks != list(range(len(blocks))):
+        raise ValueError(f"its blocks at {sides[0]}x{sides[0]} are not numbered one after the other")
     widths = [tensors[f"enc.{side}x{side}_block0.conv1.weight"].shape[0] for side in sides]
     if any(here % width for here in widths):
         raise ValueError(f"its levels have {widths} channels, multiples of {width} were expected")
@@ -84,7 +90,7 @@ def _inferred(tensors: Mapping[str, Tensor]) -> Adm:
         width=width,
         multipliers=tuple(here // width for here in widths),
         embedding=tensors["map_layer1.weight"].shape[0],
-        blocks=1 + max(int(match[4]) for match in encoder if match[4]),
+        blocks=len(blocks),
         attention=tuple(f"enc.{side}x{side}_block0.qkv.weight" in tensors for side in sides),
     )
 
@@ -100,7 +106,7 @@ def _check(adm: Adm, tensors: Mapping[str, Tensor], where: str) -> None:
         if attends and channels % HEAD:
             raise InputError(f"{where}: attention over {channels} channels, a multiple of {HEAD} is needed")
     for name, tensor in tensors.items():
-        if name.endswith("resample_filter") and not bool((tensor == FILTER).all()):
+        if name.endswith("resample_filter") and (tensor.numel() != 4 or not bool((tensor == FILTER).all())):
             raise InputError(f"{where}: {name} is not the 2×2 box that Diffusers resamples with")
 
 
@@ -156,13 +162,21 @@ def to_diffusers(tensors: Mapping[str, Tensor], adm: Adm, where: str) -> dict[st
     An augmentation layer (`map_augment`), which inference does not use, is left out. Raises InputError for tensors that
     are missing, left over, or of another shape.
     """
-    left = {name: tensor.float() for name, tensor in tensors.items() if not _dropped(name)}
+    pairs = dict(_pairs(adm))
+    lacking = next((edm for edm in pairs if edm not in tensors), None)
+    if lacking is not None:
+        raise InputError(f"{where} lacks {lacking}")
+    left = sorted(name for name in tensors if name not in pairs and not _dropped(name))
+    if left:
+        raise InputError(f"{where} has tensors that an ADM network does not: {', '.join(left[:3])}")
     expected = build_shapes(adm)
     state: dict[str, Tensor] = {}
-    for edm, names in _pairs(adm):
-        if edm not in left:
-            raise InputError(f"{where} lacks {edm}")
-        tensor = left.pop(edm)
+    for edm, names in pairs.items():
+        if tensors[edm].dtype not in WEIGHTS:
+            raise InputError(f"{where}: {edm} holds {tensors[edm].dtype}, floating-point numbers were expected")
+        tensor = tensors[edm].float()
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{where}: {edm} holds numbers that are not finite")
         if edm == "map_label.weight":
             parts = [torch.cat([tensor.T, tensor.new_zeros(1, adm.embedding)])]
         elif len(names) == 3:  # queries, keys and values alternate along the channels
@@ -173,8 +187,6 @@ def to_diffusers(tensors: Mapping[str, Tensor], adm: Adm, where: str) -> dict[st
             if part.shape != expected[name]:
                 raise InputError(f"{where}: {edm} has the shape {list(tensor.shape)}, which does not fit {name}")
             state[name] = part.contiguous()
-    if left:
-        raise InputError(f"{where} has tensors that an ADM network does not: {', '.join(sorted(left)[:3])}")
     return state
 
 

@@ -5,8 +5,9 @@ Every reader here takes tensors and numbers alone; nothing that a file holds is 
 
 from __future__ import annotations
 
-import pickle
 import re
+import reprlib
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,10 +58,9 @@ def find(path: Path, network: str) -> Found:
 
 
 def _is_torch_file(path: Path) -> bool:
-    """Whether torch.save wrote it: a zip archive, or the older form, which begins with a number of its own."""
+    """Whether torch.save wrote it: a zip archive."""
     with path.open("rb") as file:
-        head = file.read(16)
-    return head.startswith(b"PK") or b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in head
+        return file.read(2) == b"PK"
 
 
 def _from_pickle(path: Path, network: str) -> Found:
@@ -77,14 +77,14 @@ def _from_pickle(path: Path, network: str) -> Found:
     stated = adm.describe(layout)
     for key, value in inner.arguments.items():
         if key in stated and stated[key] != _plain(key, value, layout):
-            raise InputError(f"{where} says {key}={value}, its tensors say {stated[key]}")
+            raise InputError(f"{where} says {key}={reprlib.repr(value)}, its tensors say {stated[key]}")
     _require_known(inner, {*stated, *INNER}, where)
     _require_known(outer, {*stated, *INNER, *OUTER}, where)
     return Found(
         layout,
         inner.tensors,
-        float(outer.arguments.get("sigma_data", 0.5)),
-        bool(layout.classes) and float(inner.arguments.get("label_dropout", 0)) > 0,
+        _number(outer, "sigma_data", 0.5, where),
+        bool(layout.classes) and _number(inner, "label_dropout", 0.0, where) > 0,
         "map_augment.weight" in inner.tensors,
     )
 
@@ -104,12 +104,24 @@ def _require_class(network: Network, name: str, where: str) -> None:
 def _require_known(network: Network, known: set[str], where: str) -> None:
     strange = sorted(set(network.arguments) - known)
     if strange:
-        raise InputError(f"{where} was made with {strange[0]}={network.arguments[strange[0]]}, which is not understood")
+        given = f"{strange[0][:40]}={reprlib.repr(network.arguments[strange[0]])}"
+        raise InputError(f"{where} was made with {given}, which is not understood")
+
+
+def _number(network: Network, key: str, default: float, where: str) -> float:
+    """A constructor's argument that has to be a finite number. Raises InputError."""
+    value = network.arguments.get(key, default)
+    if not isinstance(value, (int, float)) or not abs(value) < 1e6:
+        raise InputError(f"{where} was made with {key}={reprlib.repr(value)}, a number was expected")
+    return float(value)
 
 
 def _from_tensors(path: Path, network: str) -> Found:
     tensors = read_tensors(path)
-    prefixes = {_name(key): key.removesuffix(ANCHOR) for key in tensors if key.endswith(ANCHOR)}
+    anchors = [key for key in tensors if key.endswith(ANCHOR)]
+    prefixes = {_name(key): key.removesuffix(ANCHOR) for key in anchors}
+    if len(prefixes) < len(anchors):
+        raise InputError(f"{path} has two networks of one name ({', '.join(anchors)}): keep one")
     if not prefixes:
         raise InputError(f"{path} holds no ADM network (no tensor is called …{ANCHOR})")
     if network not in prefixes:
@@ -137,12 +149,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} cannot be read as safetensors ({error})") from None
     try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise InputError(f"{path} is compressed, which torch's files are not: it could be larger than memory")
         body: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged or hostile file makes torch raise
         text = " ".join(str(error).split())  # torch's advice is to trust the file; what it met is what matters
         met = re.search(r"WeightsUnpickler error: (.*?)(?= was not | Please |$)", text)
         reason = (met[1] if met else text)[:200]
         raise InputError(f"{path} is no checkpoint of plain tensors ({reason}); nothing in it was run") from None
     if not isinstance(body, dict) or not all(isinstance(key, str) for key in body):
         raise InputError(f"{path} holds no dict of tensors by name")
-    return {key: value for key, value in body.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in body.items() if isinstance(value, Tensor)}
+    for key, tensor in tensors.items():
+        _require_plain(key, tensor, path)
+    return tensors
+
+
+def _require_plain(key: str, tensor: Tensor, path: Path) -> None:
+    """Raises InputError for a tensor that is not numbers in memory, as many as it shows."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        raise InputError(f"{path}: {key[:80]} is no plain tensor")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise InputError(f"{path}: {key[:80]} shows more numbers than it has")

@@ -46,14 +46,19 @@ def read_networks(path: Path) -> dict[str, Network]:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except Refused as refused:
-        raise InputError(f"{path} {refused}; nothing in it was run") from None
+        raise InputError(f"{path} {_line(str(refused))}; nothing in it was run") from None
     except RecursionError:
         raise InputError(f"{path} is nested too deeply; nothing in it was run") from None
     except MemoryError:
         raise InputError(f"{path} asks for more memory than there is; nothing in it was run") from None
     except Exception as error:  # whatever a damaged or hostile file makes the machine raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = _line(str(error)) or type(error).__name__
         raise InputError(f"{path} is no whole pickle in EDM's format ({reason}); nothing in it was run") from None
+
+
+def _line(text: str) -> str:
+    """A text from a file as a part of one line: printable, and not longer than a person reads."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:300]
 
 
 def _network_at(name: str, value: Any) -> Network | None:

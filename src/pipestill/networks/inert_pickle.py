@@ -36,7 +36,7 @@ def load(file: BinaryIO, size: int) -> Any:
     """
     _check_opcodes(file, size)
     file.seek(0)
-    return _Machine(_Bounded(file, size)).load()
+    return _Machine(_Bounded(file, size), size).load()
 
 
 def kind(value: Any) -> str:
@@ -120,8 +120,17 @@ class Module:
     state: dict[str, Any]
 
 
-def _stand_ins() -> dict[str, Any]:
-    """A fresh stand-in for each name that the format needs: what one file does to them, no other file sees."""
+def _stand_ins(size: int) -> dict[str, Any]:
+    """A fresh stand-in for each name that the format needs: what one file does to them, no other file sees.
+
+    Storages together, and tensors together, take no more than the file's `size` in bytes.
+    """
+    spent = {"storages": 0, "tensors": 0}
+
+    def spend(what: str, count: int) -> None:
+        spent[what] += count
+        if spent[what] > size:
+            raise Refused(f"asks for {what} of {spent[what]:,} bytes and more, and has {size:,} itself")
 
     class ModuleDict:
         """torch.nn.ModuleDict: created empty, then given its state."""
@@ -199,13 +208,22 @@ def _stand_ins() -> dict[str, Any]:
             raise Refused(f"holds a {kind(read)} where a storage with a dtype belongs")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # typed storages are deprecated, and what old files hold
-            return Held(_Storage(read.untyped(), read.dtype))
+            memory = read.untyped()
+        spend("storages", memory.nbytes())
+        # what the stream declares without bringing it would be whatever lay in memory
+        if memory.nbytes() > len(content) or not _same_bytes(memory, content):
+            raise Refused("holds a storage whose bytes are not in the file")
+        return Held(_Storage(memory, read.dtype))
 
     def tensor(held: Any = None, offset: Any = None, size: Any = None, stride: Any = None, *_: Any) -> Held:
         """torch._utils._rebuild_tensor_v2, with every bound checked."""
         if type(held) is not Held or not isinstance(held.value, _Storage):
             raise Refused("builds a tensor on something that is no storage")
-        return Held(_view(held.value, offset, size, stride))
+        view = _view(held.value, offset, size, stride)
+        spend("tensors", view.numel() * view.element_size())
+        return Held(
+            view.contiguous() if view.numel() * view.element_size() == held.value.memory.nbytes() else view.clone()
+        )
 
     def parameter(held: Any = None, *_: Any) -> Held:
         if type(held) is not Held or not isinstance(held.value, Tensor):
@@ -216,7 +234,9 @@ def _stand_ins() -> dict[str, Any]:
         """NVIDIA's reconstructor, which would run `module_src`: here the record of what it was given."""
         if not isinstance(meta, dict) or meta.get("type") != "class" or not isinstance(meta.get("state"), dict):
             raise Refused("rebuilds something that is no class with a state")
-        return Module(str(meta.get("class_name")), meta["state"])
+        if type(meta.get("class_name")) is not str:
+            raise Refused("rebuilds a class without a name")
+        return Module(meta["class_name"], meta["state"])
 
     return {
         "torch_utils.persistence._reconstruct_persistent_obj": module,
@@ -232,14 +252,17 @@ def _stand_ins() -> dict[str, Any]:
     }
 
 
-ALLOWED = frozenset(_stand_ins())
+ALLOWED = frozenset(_stand_ins(0))
+
+
+def _same_bytes(memory: torch.UntypedStorage, content: bytes) -> bool:
+    """Whether a storage holds what the stream ends with."""
+    held = torch.empty(0, dtype=torch.uint8).set_(memory).numpy()
+    return bool(np.array_equal(held, np.frombuffer(content, np.uint8)[len(content) - len(held) :]))
 
 
 def _view(storage: _Storage, offset: Any, size: Any, stride: Any) -> Tensor:
-    """What a view of a storage shows, contiguous: the storage itself where it is all of it, else a copy.
-
-    Raises Refused where it would leave the storage.
-    """
+    """What a view of a storage shows, without a copy. Raises Refused where it would leave the storage."""
     for name, value in (("size", size), ("stride", stride)):
         if not isinstance(value, tuple) or not all(type(number) is int and number >= 0 for number in value):
             raise Refused(f"builds a tensor whose {name} is no tuple of numbers")
@@ -255,7 +278,7 @@ def _view(storage: _Storage, offset: Any, size: Any, stride: Any) -> Tensor:
         raise Refused(f"builds a tensor of dtype {storage.dtype}")
     empty = torch.empty(0, dtype=storage.dtype)
     view: Tensor = empty.set_(storage.memory, offset, size, stride)
-    return view if view.is_contiguous() and count == there else view.contiguous().clone()
+    return view
 
 
 # --- the machine --------------------------------------------------------------------------------------------------
@@ -269,9 +292,9 @@ class _Machine(cast(Any, pickle)._Unpickler):  # type: ignore[misc]
 
     dispatch: ClassVar[dict[int, Any]] = dict(cast(Any, pickle)._Unpickler.dispatch)
 
-    def __init__(self, file: _Bounded) -> None:
+    def __init__(self, file: _Bounded, size: int) -> None:
         super().__init__(file)
-        self._names: dict[str, Callable[..., Any]] = _stand_ins()
+        self._names: dict[str, Callable[..., Any]] = _stand_ins(size)
         self._classes = {value for value in self._names.values() if isinstance(value, type)}
 
     def find_class(self, module: str, name: str) -> Any:

@@ -16,6 +16,8 @@ from pipestill.networks.model import ModelCard
 from pipestill.reporting import figures
 from pipestill.tracing import OUTSIDE, Link
 
+LICENCE = "LICENCE"  # the file of a fetched artefact that names it
+
 EXAMPLE_LABELS = 8
 STEP_FIGURES = ("evaluations", "guidance", "class_accuracy", "diversity")
 
@@ -36,13 +38,13 @@ def imposed_licences(chain: Link) -> list[str]:
             continue
         manifest = link.artifact.manifest
         if manifest.kind == "files":
-            licence = manifest.summary.get("licence")
-            if not licence:
+            if LICENCE not in manifest.files:
                 raise InputError(
                     f"{link.artifact.path} states no licence, and what is made from it has to name it: set "
                     f"fetched.{link.artifact.path.name}.licence and fetch again"
                 )
-            found[str(licence)] = None
+            licence = link.artifact.file(LICENCE).read_text().strip()
+            found[licence] = None
     return list(found)
 
 
@@ -68,6 +70,7 @@ def model_card(
         labels=list(card.classes[:EXAMPLE_LABELS]),
         licence=licence,
         imposed=imposed,
+        unknown=[link.name for link in chain.walk() if link.artifact is None],
         table=_table(metrics),
         pictures=pictures,
         parameters=json.dumps(dict(chain.artifact.manifest.parameters), indent=1, sort_keys=True),

@@ -5,6 +5,7 @@ It samples as `pipestill sample` does, block by block, so that the pictures are 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +57,13 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         loaded: PixelPipeline = super().from_pretrained(folder, unet=unet, **keywords)
         return loaded
 
+    def save_pretrained(self, save_directory: str | Path, **keywords: Any) -> None:
+        """Writes a folder that `from_pretrained` loads."""
+        super().save_pretrained(save_directory, **keywords)
+        index = Path(save_directory) / "model_index.json"
+        body = json.loads(index.read_text())
+        index.write_text(json.dumps(body | {"unet": ["diffusers", "UNet2DModel"]}, indent=1) + "\n")
+
     @property
     def card(self) -> ModelCard:
         """What the model is for: classes by name, resolution, its own schedule."""
@@ -84,6 +92,8 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         Raises InputError: an unknown class, steps other than a student's own, guidance without an unconditional branch.
         """
         card = self.card
+        if micro_batch < 1 or (num_images is not None and num_images < 1) or num_inference_steps == 0:
+            raise InputError("micro_batch, num_images and num_inference_steps are at least 1")
         labels = self._labels(class_labels, num_images, card)
         chosen = sampler or ("native" if card.native is not None else "heun")
         steps = num_inference_steps or (None if chosen == "native" else TEACHERS_STEPS)
@@ -117,6 +127,8 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
             total = 1 if count is None else count
             return torch.arange(total) % len(card.classes) if card.classes else torch.full((total,), UNCONDITIONAL)
         named = [given] if isinstance(given, (int, str)) else list(given)
+        if not named:
+            raise InputError("class_labels is empty: give one label for each image")
         if count is not None and count != len(named):
             raise InputError(f"num_images={count}, but {len(named)} class labels are given: leave one of them out")
         found = []
@@ -125,6 +137,8 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
                 if label not in card.classes:
                     raise InputError(f"the model knows no class '{label}'{nearest(label, card.classes)}")
                 label = card.classes.index(label)
+            if type(label) is not int:
+                raise InputError(f"class {label!r}: an index or a name was expected")
             if not 0 <= label < len(card.classes):
                 raise InputError(f"class {label}: the model's classes are 0 to {len(card.classes) - 1}")
             found.append(label)

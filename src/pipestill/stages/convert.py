@@ -87,9 +87,9 @@ def convert(params: ConvertParams, *, name: str, source: Path, dataset: Path, ou
             )
         if found.augmented:
             say(f"{name}: its augmentation layer (map_augment), which inference does not use, is left out")
+        state = adm.to_diffusers(found.tensors, layout, str(path))
         # dropout 0: the published recipe runs teacher, fake score and student without it, though in training mode
         unet = adm.build(layout)
-        state = adm.to_diffusers(found.tensors, layout, str(path))
         card = ModelCard(
             role="student" if params.native else "teacher",
             resolution=layout.resolution,

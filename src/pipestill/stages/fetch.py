@@ -20,6 +20,7 @@ from pipestill.stopping import StopRequest
 from pipestill.work import Work, open_work, writing
 
 VERSION = 1
+LICENCE = "LICENCE"  # the file in the artefact that names it
 INBOX = Path("inputs")  # where files are put by hand, one folder for each entry of `fetched`
 EXAMPLES = """
   pipestill fetch --name edm --output artifacts/fetched/edm
@@ -73,7 +74,7 @@ def fetch(params: FetchParams, output: Path, *, inbox: Path, stop: StopRequest |
                 if place.is_relative_to(work.state):
                     place.unlink()  # a further try must not go on from it
                 raise
-        staging = work.staging()
+        staging, file_of = work.staging(), {file.path: file for file in params.files}
         for name, place in found.items():
             target = staging / name
             with writing(target):
@@ -82,6 +83,9 @@ def fetch(params: FetchParams, output: Path, *, inbox: Path, stop: StopRequest |
                     shutil.move(place, target)
                 else:
                     shutil.copyfile(place, target)
+            _check(file_of[name], target)  # what is published, not what lay elsewhere a moment ago
+        if params.licence:
+            (staging / LICENCE).write_text(f"{params.licence}\n")  # a part of the payload: it goes wherever that goes
         artifact = work.publish(staging, {"licence": params.licence})
         work.record(finished=True)
     entries = artifact.manifest.files
@@ -128,7 +132,9 @@ def _bring(file: FetchedFile, work: Work, inbox: Path, stop: StopRequest | None)
             assert file.revision is not None  # checked with the parameters
             download.from_hub(file.location, file.revision, file.path, work.state / "files", stop=stop)
         else:
-            download.from_address(file.location, target, stop=stop)
+            note = work.state / "notes" / file.path
+            pinned = file.size is not None or file.sha256 is not None
+            download.from_address(file.location, target, note=note, pinned=pinned, stop=stop)
     except SurroundingsError as error:
         raise SurroundingsError(f"{error}: bring {_describe(file)} by hand to {brought}, and start again") from None
     return target
