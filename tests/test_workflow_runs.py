@@ -266,7 +266,7 @@ def test_an_export_shows_its_own_figures_alone(finished: Project, tmp_path: Path
     project = finished.copy(tmp_path / "project")
     words = ["export", "--model", "artifacts/models/student-4", "--output", "out", "--licence", "CC-BY-4.0"]
     said = project.pipestill(*words, "--metrics", "metrics/student-10.json", code=2)
-    assert "metrics/student-10.json was not measured on samples of this model" in said
+    assert "artifacts/samples/student-10 was not sampled from this model" in said
     project.pipestill(*words, "--metrics", "metrics/student-4.json", "--samples", "artifacts/samples/student-4")
     text = (project.root / "out/README.md").read_text()
     figures = json.loads((project.root / "metrics/student-4.json").read_text())
