@@ -19,7 +19,6 @@ from pipestill.tracing import OUTSIDE, Link
 LICENCE = "LICENCE"  # the file of a fetched artefact that names it
 
 EXAMPLE_LABELS = 8
-STEP_FIGURES = ("evaluations", "guidance", "class_accuracy", "diversity")
 
 
 def imposed_licences(chain: Link) -> list[str]:
@@ -97,8 +96,8 @@ def _table(metrics: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     rows = [[*head, "class accuracy", "diversity"]]
     for name in sorted(metrics):
         run = metrics[name]
-        row = [name, *(figures.short(figures.value(run, key)) for key in STEP_FIGURES[:2])]
+        row = [name, f"{figures.value(run, 'evaluations') or 0:g}", figures.short(figures.value(run, "guidance"))]
         for space in spaces:
             row += [figures.short(figures.value(run, f"fd_{space}")), figures.short(figures.floor_of(run, space))]
-        rows.append([*row, *(figures.short(figures.value(run, key)) for key in STEP_FIGURES[2:])])
+        rows.append([*row, *(figures.short(figures.value(run, key)) for key in ("class_accuracy", "diversity"))])
     return rows
