@@ -20,6 +20,7 @@ from pipestill import digests
 from pipestill.errors import InputError, SurroundingsError
 
 MANIFEST = "manifest.json"
+LICENCE = "LICENCE"  # in artefacts of fetched files: under which they may be used, a part of their payload
 MARK = ".pipestill"  # holds the kind; says that a folder is ours to replace, even without its manifest
 SCHEMA = 1
 MANY_FILES = 100  # from here on one sync of the file system is faster than an fsync for each file

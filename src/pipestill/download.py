@@ -1,6 +1,6 @@
 """Files from elsewhere: from an address, resumed where a try before ended, or from a hub repository. Nothing is parsed.
 
-May write the target file and one note beside it. Digests are checked by whoever asked for the file.
+May write the target file and the note that goes with it. Digests are checked by whoever asked for the file.
 """
 
 from __future__ import annotations

@@ -120,7 +120,8 @@ def say_what_failed():
         code = outcome.read_text().strip()
         if outcome.stat().st_mtime < BEGUN or code == "0":
             continue
-        said = [line for line in outcome.with_suffix(".log").read_text(errors="replace").splitlines() if line.strip()]
+        kept = outcome.with_suffix(".said")  # attempt.sh's copy of the log, which Snakemake does not remove
+        said = [line for line in kept.read_text(errors="replace").splitlines() if line.strip()] if kept.exists() else []
         name = f"{outcome.parent.name} {outcome.stem}".removesuffix(" all")
         print(f"{name} ended with {code}: {said[-1] if said else 'it said nothing'}", file=sys.stderr)
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from pipestill.artifacts import LICENCE, MANIFEST
 from pipestill.config.fields import Count, Fraction, Positive, Section, Seed
 
 
@@ -75,8 +76,7 @@ class FetchedFile(Section):
 
     @model_validator(mode="after")
     def _comes_from_somewhere(self) -> Self:
-        own = self.path.split("/")[0]
-        if own in ("manifest.json", "LICENCE"):
+        if self.path.split("/")[0] in (MANIFEST, LICENCE):
             raise ValueError(f"path={self.path} is a file of the artefact's own: give it another name")
         local = ("http://127.0.0.1", "http://localhost")
         if self.source == "https" and not self.location.startswith(("https://", *local)):

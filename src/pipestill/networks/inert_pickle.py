@@ -194,15 +194,7 @@ def _stand_ins(size: int) -> dict[str, Any]:
             raise Refused("hides a zip archive in the bytes of a storage")
         try:
             read = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except (
-            RuntimeError,
-            pickle.UnpicklingError,
-            EOFError,
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-        ) as error:
+        except Exception as error:  # whatever damaged or hostile bytes make torch raise
             raise Refused(f"holds a storage that cannot be read ({' '.join(str(error).split())[:160]})") from None
         if not isinstance(read, torch.storage.TypedStorage):
             raise Refused(f"holds a {kind(read)} where a storage with a dtype belongs")
@@ -221,9 +213,8 @@ def _stand_ins(size: int) -> dict[str, Any]:
             raise Refused("builds a tensor on something that is no storage")
         view = _view(held.value, offset, size, stride)
         spend("tensors", view.numel() * view.element_size())
-        return Held(
-            view.contiguous() if view.numel() * view.element_size() == held.value.memory.nbytes() else view.clone()
-        )
+        whole = view.is_contiguous() and view.untyped_storage().nbytes() == view.numel() * view.element_size()
+        return Held(view if whole else view.clone(memory_format=torch.contiguous_format))
 
     def parameter(held: Any = None, *_: Any) -> Held:
         if type(held) is not Held or not isinstance(held.value, Tensor):

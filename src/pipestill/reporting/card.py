@@ -11,12 +11,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from pipestill.artifacts import LICENCE
 from pipestill.errors import InputError
 from pipestill.networks.model import ModelCard
 from pipestill.reporting import figures
 from pipestill.tracing import OUTSIDE, Link
-
-LICENCE = "LICENCE"  # the file of a fetched artefact that names it
 
 EXAMPLE_LABELS = 8
 

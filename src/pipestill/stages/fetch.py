@@ -20,7 +20,6 @@ from pipestill.stopping import StopRequest
 from pipestill.work import Work, open_work, writing
 
 VERSION = 1
-LICENCE = "LICENCE"  # the file in the artefact that names it
 INBOX = Path("inputs")  # where files are put by hand, one folder for each entry of `fetched`
 EXAMPLES = """
   pipestill fetch --name edm --output artifacts/fetched/edm
@@ -85,7 +84,7 @@ def fetch(params: FetchParams, output: Path, *, inbox: Path, stop: StopRequest |
                     shutil.copyfile(place, target)
             _check(file_of[name], target)  # what is published, not what lay elsewhere a moment ago
         if params.licence:
-            (staging / LICENCE).write_text(f"{params.licence}\n")  # a part of the payload: it goes wherever that goes
+            (staging / artifacts.LICENCE).write_text(f"{params.licence}\n")
         artifact = work.publish(staging, {"licence": params.licence})
         work.record(finished=True)
     entries = artifact.manifest.files
