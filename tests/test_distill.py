@@ -23,7 +23,8 @@ STUDENT = {
     "iterations": UPDATES,
     "update_ratio": 2,
     "batch": 16,
-    "rollout": "fresh",
+    "rollout": "pool",  # the one that has a state
+    "pool": {"updates": 5, "uses": 2},
     "validation": {"every": 4, "images": 20, "micro_batch": 10, "extractor": "classifier"},
     "gan": {"generator_weight": 0.01, "discriminator_weight": 0.1, "r1": 0.1},
 }

@@ -114,12 +114,12 @@ def test_rollout_starts_from_pure_noise_as_sampling_does() -> None:
     assert not states.x.requires_grad
 
 
-@pytest.mark.parametrize("mode", ["fresh", "every_step"])
+@pytest.mark.parametrize("mode", ["fresh", "every_step", "pool"])
 @pytest.mark.parametrize("features", ["fake_score", "teacher"])
 def test_each_step_trains_its_own_network_and_the_teacher_none(mode: str, features: str) -> None:
     run = distillation(rollout=mode, gan=GanParams(features=features, generator_weight=0.1, r1=0.1))
     student, teacher, fake = weights(run._student), weights(run._teacher), weights(run._fake)
-    states, items = run._rollout(0)
+    states, items = run._rollout.take(0)
 
     x0, figures = run._update_generator(0, states, items)
     assert changed(student, run._student)
@@ -141,7 +141,7 @@ def test_each_step_trains_its_own_network_and_the_teacher_none(mode: str, featur
 def test_generator_gradient_is_the_distribution_matching_direction() -> None:
     """With the GAN off, the student's gradient is the vector-Jacobian product of its output with the direction."""
     run = distillation(rollout="fresh", gan=GanParams(generator_weight=0, discriminator_weight=0))
-    states, items = run._rollout(0)
+    states, items = run._rollout.take(0)
     x0 = run._student(states.x, states.sigma, states.condition)
     direction = run.direction(x0.detach(), states.condition, items)
     name, parameter = next(item for item in run._student.named_parameters() if item[0].endswith("conv_out.weight"))
@@ -154,7 +154,7 @@ def test_generator_gradient_is_the_distribution_matching_direction() -> None:
 def test_direction_vanishes_when_the_fake_score_is_the_teacher() -> None:
     run = distillation()
     run._fake.denoiser.load_state_dict(run._teacher.state_dict())
-    states, items = run._rollout(0)
+    states, items = run._rollout.take(0)
     direction = run.direction(torch.randn(len(states.x), *SHAPE), states.condition, items)
     assert torch.equal(direction, torch.zeros_like(direction))
 
@@ -182,7 +182,7 @@ def test_labels_are_dropped_once_before_every_network() -> None:
     seen: list[Tensor] = []
     for module in (run._student, run._teacher, run._fake.denoiser):
         module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[2].labels))
-    states, items = run._rollout(0)
+    states, items = run._rollout.take(0)
     run._update_generator(0, states, items)
     walked, trained = seen[:3], seen[3:]
     assert len(trained) == 3  # student, fake score, teacher
@@ -194,12 +194,51 @@ def test_labels_are_dropped_once_before_every_network() -> None:
 
 def test_the_stop_step_is_a_function_of_the_turn_and_covers_all_steps() -> None:
     run = distillation(rollout="fresh")
-    sigmas = [float(run._rollout(turn)[0].sigma[0]) for turn in range(40)]
-    assert sigmas == [float(run._rollout(turn)[0].sigma[0]) for turn in range(40)]
-    assert {round(sigma, 4) for sigma in sigmas} == {round(float(sigma), 4) for sigma in run._sigmas[:-1]}
+    sigmas = [float(run._rollout.take(turn)[0].sigma[0]) for turn in range(40)]
+    assert sigmas == [float(run._rollout.take(turn)[0].sigma[0]) for turn in range(40)]
+    assert {round(sigma, 4) for sigma in sigmas} == {round(float(sigma), 4) for sigma in run._walkers.sigmas[:-1]}
 
 
-@pytest.mark.parametrize("mode", ["every_step", "fresh"])
+@pytest.mark.parametrize(("batch", "updates", "uses"), [(6, 3, 1), (7, 3, 1), (6, 4, 2), (4, 1, 1)])
+def test_a_pool_takes_each_input_so_often_and_no_older(batch: int, updates: int, uses: int) -> None:
+    """Inputs are those of a rollout by the student as it was when the pool was filled; its outputs are not kept."""
+    run = distillation(rollout="pool", batch=batch, pool={"updates": updates, "uses": uses})
+    turns, steps = updates * 2, 3
+    walkers = -(-turns * batch // (steps * uses))
+    for filling in range(2):
+        student = copy.deepcopy(run._student)
+        walked = rollout.every_step(student, run._walkers.start(torch.arange(walkers) + filling * walkers))
+        taken: dict[int, int] = {}
+        seen = set()
+        for turn in range(filling * turns, (filling + 1) * turns):
+            states, numbers = run._rollout.take(turn)
+            assert states.outputs is None
+            assert len(states.x) == batch
+            for x, sigma, label in zip(states.x, states.sigma, states.condition.labels, strict=True):
+                (found,) = [index for index in range(len(walked.x)) if torch.equal(walked.x[index], x)]
+                taken[found] = taken.get(found, 0) + 1
+                assert sigma == walked.sigma[found]
+                assert label == walked.condition.labels[found]
+            counts = [int((states.sigma == float(sigma)).sum()) for sigma in run._walkers.sigmas[:-1].float()]
+            assert max(counts) - min(counts) <= 1  # equal shares of all steps
+            seen |= set(numbers.tolist())
+            with torch.no_grad():
+                next(iter(run._student.parameters())).add_(0.01)  # the student moves on, the pool does not
+        assert sum(taken.values()) == len(seen) == turns * batch  # noise of its own for each
+        assert max(taken.values()) <= uses
+        assert len(taken) * uses >= turns * batch
+
+
+def test_a_pool_mixes_trajectories() -> None:
+    run = distillation(rollout="pool", batch=30, pool={"updates": 10})
+    run._rollout.take(0)
+    trajectories, _ = run._rollout._order(0)
+    first = trajectories[:30]
+    assert len(set(first.tolist())) > 20  # `every_step` would have ten
+    assert not torch.equal(first, run._rollout._order(1)[0][:30])
+
+
+@pytest.mark.parametrize("mode", ["every_step", "fresh", "pool"])
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("gan", [NO_GAN, GanParams(generator_weight=0.5, discriminator_weight=0.5, r1=0.1)])
 def test_a_batch_and_its_gradient_are_the_same_over_any_number_of_ranks(
@@ -211,7 +250,8 @@ def test_a_batch_and_its_gradient_are_the_same_over_any_number_of_ranks(
 
     def run(world: World) -> tuple[list[int], dict[str, Tensor], dict[str, Tensor]]:
         made = distillation(world, rollout=mode, batch=24 if gan.on else 20, gan=gan)
-        states, items = made._rollout(5)
+        made._rollout.load(inputs)  # what all ranks gather
+        states, items = made._rollout.take(5)
         x0, figures = made._update_generator(0, states, items)
         figures |= made._update_fake(5, x0, states.condition, items)
         gradients = {
@@ -222,11 +262,14 @@ def test_a_batch_and_its_gradient_are_the_same_over_any_number_of_ranks(
         }
         return items.tolist(), figures, gradients
 
+    alone = distillation(rollout=mode, batch=24 if gan.on else 20, gan=gan)
+    alone._rollout.take(5)
+    inputs = alone._rollout.state()
     items, figures, gradients = run(World(0, 1, torch.device("cpu")))
     ranks = [run(World(rank, size, torch.device("cpu"))) for rank in range(size)]
     assert sorted(item for rank in ranks for item in rank[0]) == sorted(items)
     # 7 trajectories, or 20 states over three ranks; with a GAN 8 trajectories over three
-    uneven = (mode, size) == ("every_step", 3) if gan.on else (mode, size) != ("fresh", 2)
+    uneven = (mode, size) == ("every_step", 3) if gan.on else mode == "every_step" or size == 3
     assert (len({len(rank[0]) for rank in ranks}) > 1) == uneven
     for name in (
         "dm_loss",
@@ -261,14 +304,15 @@ def test_checkpointing_changes_no_gradient(mode: str) -> None:
         torch.testing.assert_close(ends[1][name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def test_state_round_trip_goes_on_bit_for_bit() -> None:
-    whole, broken = distillation(), distillation()
+@pytest.mark.parametrize("mode", ["every_step", "pool"])
+def test_state_round_trip_goes_on_bit_for_bit(mode: str) -> None:
+    whole, broken = distillation(rollout=mode), distillation(rollout=mode)
     for step in range(3):
         whole.update(step)
         whole.validate(step + 1)
     broken.update(0)
     state = copy.deepcopy(broken.state())
-    resumed = distillation()
+    resumed = distillation(rollout=mode)
     resumed.load(state)
     for step in range(1, 3):
         resumed.update(step)

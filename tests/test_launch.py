@@ -114,3 +114,19 @@ def test_ranks_wait_for_a_leader_that_works_alone_longer_than_a_collective_may_t
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
     assert done.returncode == 0, done.stderr
+
+
+def test_rows_of_all_ranks_come_together_in_their_order(tmp_path: Path) -> None:
+    script = tmp_path / "rows.py"
+    script.write_text(
+        "import torch\n"
+        "from pipestill.distributed import world\n"
+        "with world() as group:\n"
+        "    own = torch.arange(2 * (3 - group.rank)).reshape(-1, 2) + 100 * group.rank\n"  # 3 rows and 2
+        f"    open(f'{tmp_path}/{{group.rank}}', 'w').write(str(group.rows(own).tolist()))\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [(tmp_path / str(rank)).read_text() for rank in range(2)]
+    assert found == ["[[0, 1], [2, 3], [4, 5], [100, 101], [102, 103]]"] * 2

@@ -63,6 +63,17 @@ class World:
             dist.all_reduce(tensor, group=self.control if tensor.device.type == "cpu" else None)
         return tensor
 
+    def rows(self, tensor: Tensor) -> Tensor:
+        """Every rank's rows [n, ...], in rank order, on every rank's own device; ranks may have different numbers."""
+        if self.size == 1:
+            return tensor
+        counts = self.gather(len(tensor))
+        padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        box = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(box, padded, group=self.control if tensor.device.type == "cpu" else None)
+        return torch.cat([part[:count] for part, count in zip(box, counts, strict=True)])
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self.control)

@@ -64,6 +64,13 @@ class FakeScoreParams(Section):
     weight: Weight = 1.0
 
 
+class PoolParams(Section):
+    """The pool of rollout=pool: inputs of student steps that one rollout leaves for several generator updates."""
+
+    updates: Positive = 4  # generator updates that a rollout serves: no input gets older
+    uses: Positive = 1  # times that each input is trained on; outputs are always made anew
+
+
 class ValidationParams(Section):
     """The validation distance during distillation; the best checkpoint is kept by it."""
 
@@ -86,7 +93,8 @@ class StudentParams(Section):
     rho: Annotated[float, Field(gt=0)] = 7.0
     iterations: Positive = 300  # generator updates
     update_ratio: Positive = 5  # fake-score updates a generator update
-    rollout: Literal["fresh", "every_step"] = "every_step"
+    rollout: Literal["fresh", "every_step", "pool"] = "every_step"
+    pool: PoolParams = PoolParams()
     batch: Positive = 128  # states a turn, over all ranks; every_step rounds up to whole trajectories
     generator_lr: Rate = 1.5e-4
     fake_score_lr: Rate = 1.5e-4

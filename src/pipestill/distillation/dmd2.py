@@ -20,7 +20,7 @@ from pipestill.diffusion.denoiser import EDM, per_sample
 from pipestill.diffusion.guidance import guided
 from pipestill.distillation import losses, rollout
 from pipestill.distillation.discriminator import FakeScore
-from pipestill.distillation.rollout import States
+from pipestill.distillation.rollout import States, Walkers
 from pipestill.distributed import World
 from pipestill.errors import InputError
 from pipestill.networks.model import ModelCard
@@ -59,25 +59,15 @@ class Distillation:
         self._student, self._teacher, self._fake = student, teacher, fake
         self._card, self._params, self._loader, self._validation, self._world = card, params, loader, validation, world
         self._shape = (card.channels, card.resolution, card.resolution)
-        self._sigmas = card.native.sigmas()
-        self._transition = card.native.transition
+        self._walkers = Walkers(
+            student, self._condition, card.native.sigmas(), card.native.transition, params.seed, self._shape, world
+        )
+        self._rollout = rollout.source(params, self._walkers)
         self._real_score = guided(teacher, params.dm.guidance)
         ladder = losses.noise_ladder(params.dm.ladder, teacher.sigma_min, teacher.sigma_max)
         self._dm_levels = _levels(ladder, params.dm.sigma_min, params.dm.sigma_max, params.dm.trim, "dm", world)
         self._fake_levels = ladder.float().to(world.device)
         self._gan_levels = _levels(ladder, params.gan.sigma_min, params.gan.sigma_max, 0.0, "gan", world)
-        steps = len(self._sigmas) - 1
-        each = steps if params.rollout == "every_step" else 1  # states that a walker leaves
-        walkers = math.ceil(params.batch / each)
-        if walkers < world.size:
-            raise InputError(
-                f"batch={params.batch} gives {walkers} trajectories of {steps} steps, too few for {world.size} ranks: "
-                "raise batch, or use fewer ranks"
-            )
-        self._all_walkers, self._states = walkers, walkers * each  # of all ranks
-        self._walkers = (world.rank * walkers // world.size, (world.rank + 1) * walkers // world.size)
-        # DDP takes the mean over ranks: each counts by its share of the states, which may differ by a walker's
-        self._share = (self._walkers[1] - self._walkers[0]) * world.size / walkers
         student.eval()
         fake.eval()
         self._student_trained = distributed(student, world)
@@ -96,7 +86,7 @@ class Distillation:
         generator: dict[str, Tensor] = {}
         for part in range(params.update_ratio):
             turn = step * params.update_ratio + part
-            states, items = self._rollout(turn)
+            states, items = self._rollout.take(turn)
             if part == 0:
                 x0, generator = self._update_generator(step, states, items)
             else:
@@ -104,19 +94,6 @@ class Distillation:
             for name, value in self._update_fake(turn, x0, states.condition, items).items():
                 sums[name] = sums.get(name, 0) + value / params.update_ratio
         return generator | sums
-
-    def _rollout(self, turn: int) -> tuple[States, Tensor]:
-        """Student inputs of this rank for one turn, and the item index of each: fresh noise, labels and drops."""
-        params, world, steps = self._params, self._world, len(self._sigmas) - 1
-        items = torch.arange(*self._walkers, device=world.device) + turn * self._all_walkers
-        start = rollout.Start(
-            items, self._condition(items), self._sigmas, self._transition, params.seed, "distill", self._shape
-        )
-        if params.rollout == "every_step":
-            in_order = (items * steps + torch.arange(steps, device=items.device)[:, None]).flatten()
-            return rollout.every_step(self._student, start), in_order
-        stop = int(counter.integers(params.seed, "distill/stop", torch.tensor([turn]), steps))
-        return rollout.fresh(self._student, start, stop), items * steps + stop
 
     def _condition(self, items: Tensor) -> Condition:
         """Uniform classes; dropped once a sample here, before every network sees them."""
@@ -160,11 +137,11 @@ class Distillation:
                 adversarial = losses.generator_gan_loss(self._fake.logits(noisy, sigma, condition))
                 loss = loss + params.gan.generator_weight * adversarial
                 figures["gan_generator_loss"] = adversarial.detach()
-            (self._share * loss).backward()
+            (self._rollout.share * loss).backward()
         norm = optimizers.step(self._student_optimizer, params.generator_lr, params.optimizer, step, self.updates)
-        batch = self._states
+        batch = self._rollout.states
         self.ema.update(self._student.network, decay_at(params.ema, seen=(step + 1) * batch, batch=batch))
-        figures = {name: self._share * figure for name, figure in figures.items()}
+        figures = {name: self._rollout.share * figure for name, figure in figures.items()}
         return x0.detach(), figures | {"generator_gradient_norm": norm}
 
     @torch.no_grad()
@@ -184,7 +161,7 @@ class Distillation:
             judged = self._judged(turn, x0, condition, items)
         denoised, logits = self._fake_trained(noisy, sigma, condition, judged)
         weight = self._fake.denoiser.fake_score_weight(sigma)
-        matching = self._share * losses.fake_score_loss(denoised, x0, weight)
+        matching = self._rollout.share * losses.fake_score_loss(denoised, x0, weight)
         loss, figures = params.fake_score.weight * matching, {"fake_score_loss": matching.detach()}
         if logits is not None:
             fake_logits, real_logits = logits[:count], logits[count:]
@@ -192,9 +169,9 @@ class Distillation:
                 real_logits, jittered = real_logits.chunk(2)
                 loss = loss + params.gan.r1 * losses.approximate_r1(real_logits, jittered)
             called_fake, called_real = losses.discriminator_gan_losses(fake_logits, real_logits)
-            adversarial = self._share * called_fake + called_real  # ranks have equal shares of the real images
+            adversarial = self._rollout.share * called_fake + called_real  # ranks have equal shares of the real images
             loss = loss + params.gan.discriminator_weight * adversarial
-            right = 0.5 * (self._share * (fake_logits < 0).float().mean() + (real_logits > 0).float().mean())
+            right = 0.5 * (self._rollout.share * (fake_logits < 0).float().mean() + (real_logits > 0).float().mean())
             figures |= {"gan_discriminator_loss": adversarial.detach(), "gan_discriminator_right": right}
         loss.backward()
         updates = self.updates * params.update_ratio
@@ -230,7 +207,9 @@ class Distillation:
         """One backward through each network without a step: DDP orders its buckets in its first."""
         if self._world.size == 1:
             return
-        states, items = self._rollout(0)
+        count = round(self._rollout.share * self._rollout.states / self._world.size)
+        items = torch.arange(count, device=self._world.device)
+        states = rollout.fresh(self._student, self._walkers.start(items), 0)  # a pool stays as it is
         x0 = self._student_trained(states.x, states.sigma, states.condition)
         x0.sum().backward()
         judged = self._judged(0, x0.detach(), states.condition, items) if self._params.gan.on else None
@@ -258,6 +237,7 @@ class Distillation:
             "fake": self._fake.state_dict(),
             "student_optimizer": self._student_optimizer.state_dict(),
             "fake_optimizer": self._fake_optimizer.state_dict(),
+            "rollout": self._rollout.state(),
             "best": {"step": self.best_step, "distance": self.best_distance, "weights": self.best},
         }
 
@@ -267,6 +247,7 @@ class Distillation:
         self._fake.load_state_dict(state["fake"])
         self._student_optimizer.load_state_dict(state["student_optimizer"])
         self._fake_optimizer.load_state_dict(state["fake_optimizer"])
+        self._rollout.load(state["rollout"])
         best = state["best"]
         self.best_step, self.best_distance = best["step"], best["distance"]
         self.best = {which: _copied(tensors) for which, tensors in best["weights"].items()}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipestill.data.store import Dataset
     from pipestill.networks.model import ModelCard
 
-VERSION = 2
+VERSION = 3
 EXAMPLES = """\
   pipestill distill --name student-4 --dataset artifacts/dataset --reference artifacts/reference \\
       --teacher artifacts/models/teacher --output artifacts/models/student-4
