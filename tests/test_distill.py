@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from commands import kill_and_resume, payload, run, write_params
+from commands import Command, kill_and_resume, payload, run, write_params
 from pipestill import cli
 from tiny_models import make_model
 
@@ -84,6 +86,34 @@ def test_killed_often_and_resumed_gives_the_same_student(
         command = [*arguments(folder, digits, digits_reference, teacher), "--ranks", ranks]
         digest = kill_and_resume(command, folder, kills=10, updates=UPDATES, chance=random.Random())
         assert digest == payload(uninterrupted[ranks])
+
+
+def test_a_student_is_watched_from_its_states_to_its_model(
+    tmp_path: Path, digits: Path, digits_reference: Path, teacher: Path
+) -> None:
+    """`evaluate --watch` with the student's own sampler; the last row is the published model, its best weights."""
+    command, runs = arguments(tmp_path, digits, digits_reference, teacher), tmp_path / "runs"
+    entry = {"model": "student-4", "sigmas": "models/student-4", "images": 20, "micro_batch": 10}
+    changes = {"sampling.runs": {"own": entry}, "reference.floor.counts": [20], "tune": {}}
+    params = write_params(tmp_path / "watch.yaml", **changes)
+    trained = Command(*command, runs=runs)
+    assert trained.wait_until(lambda: any(runs.glob("distill/*/saved.txt"))), trained.output
+    trained.process.send_signal(signal.SIGSTOP)  # its states stay as they are
+    places = ["--watch", tmp_path / "m", "--reference", digits_reference, "--output", tmp_path / "watched"]
+    watched = Command("evaluate", "--name", "own", *places, "--params", params, "--by", "fd_classifier", runs=runs)
+    table = tmp_path / "watched" / "checkpoints.csv"
+    assert watched.wait_until(lambda: table.exists() and ",evaluated," in table.read_text()), watched.output
+    trained.process.send_signal(signal.SIGCONT)
+    assert trained.wait() == 0, trained.output
+    assert watched.wait() == 0, watched.output
+    with table.open(newline="") as file:
+        rows = {row["checkpoint"]: row for row in csv.DictReader(file)}
+    manifest = json.loads((tmp_path / "m" / "manifest.json").read_text())
+    assert int(rows["published"]["step"]) == manifest["summary"]["best_step"]
+    best = min((row for row in rows.values() if row["fd_classifier"]), key=lambda row: float(row["fd_classifier"]))
+    kept = json.loads((tmp_path / "watched" / "best" / "manifest.json").read_text())
+    assert kept["parameters"]["checkpoint"] == best["checkpoint"]
+    assert json.loads((tmp_path / "watched" / "best" / "model.json").read_text())["native"]["steps"] == 3
 
 
 def test_the_student_carries_its_schedule_and_its_best_weights(uninterrupted: dict[int, Path]) -> None:

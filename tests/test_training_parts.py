@@ -123,7 +123,8 @@ def test_curves_are_window_means_and_survive_a_restart(tmp_path: Path) -> None:
 
 def test_states_keep_the_newest_and_fall_back_from_a_damaged_one(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        state.save(tmp_path, step, {"x": torch.tensor(step)}, key="k", keep=2)
+        state.save(tmp_path, step, {"x": torch.tensor(step)}, key="k")
+        state.prune(tmp_path, step, keep=2)
     assert [path.name for path in state.saved(tmp_path)] == ["state-000000002.pt", "state-000000003.pt"]
     newest = state.saved(tmp_path)[-1]
     newest.write_bytes(newest.read_bytes()[:50])
@@ -137,12 +138,13 @@ def test_states_of_a_later_step_that_cannot_be_read_make_room(tmp_path: Path) ->
     for step in (100, 200):
         (tmp_path / f"state-{step:09d}.pt").write_bytes(b"torn")
     for step in (10, 20, 30):
-        state.save(tmp_path, step, {"x": torch.tensor(step)}, key="k", keep=2)
+        state.save(tmp_path, step, {"x": torch.tensor(step)}, key="k")
+        state.prune(tmp_path, step, keep=2)
     assert [path.name for path in state.saved(tmp_path)] == ["state-000000020.pt", "state-000000030.pt"]
 
 
 def test_a_state_of_other_parameters_is_refused(tmp_path: Path) -> None:
-    state.save(tmp_path, 1, {}, key="these", keep=1)
+    state.save(tmp_path, 1, {}, key="these")
     with pytest.raises(InputError, match="belongs to other parameters"):
         state.load_newest(tmp_path, key="those", device=torch.device("cpu"))
 

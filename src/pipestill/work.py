@@ -172,13 +172,16 @@ def _nothing() -> Iterator[None]:
 def _locks(work: Work) -> Iterator[None]:
     """The locks of the output, which lies beside it, and of the key; both are removed at the end."""
     by_output = work.output.with_name(f".{work.output.name}.lock")
-    with _lock(by_output, work.output), _lock(runs_root() / "locks" / f"{work.key[:16]}.lock", work.output):
+    with locked(by_output, work.output), locked(runs_root() / "locks" / f"{work.key[:16]}.lock", work.output):
         yield
 
 
 @contextmanager
-def _lock(path: Path, output: Path) -> Iterator[None]:
-    """Holds a lock file. Raises SurroundingsError when another process holds it, or it cannot be written."""
+def locked(path: Path, output: Path) -> Iterator[None]:
+    """Holds a lock file on behalf of `output`; it is removed at the end.
+
+    Raises SurroundingsError when another process holds it, or it cannot be written.
+    """
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

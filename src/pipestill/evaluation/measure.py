@@ -61,6 +61,22 @@ def measure(
     return found
 
 
+def by_seed(
+    reference: Reference,
+    tables: Mapping[str, Tensor],
+    labels: Tensor,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
+) -> dict[str, Figures]:
+    """Figures of each sampling seed; tables [seeds·n, d] and labels [seeds·n] hold one seed after another."""
+    count, found = len(labels) // len(seeds), {}
+    for index, seed in enumerate(seeds):
+        rows = slice(index * count, (index + 1) * count)
+        features = {space: table[rows] for space, table in tables.items()}
+        found[str(seed)] = measure(reference, features, labels[rows], device=device)
+    return found
+
+
 def _by_class(reference: Reference, table: Tensor, labels: Tensor) -> Figures:
     with torch.inference_mode():
         guessed = reference.classifier().last(table).argmax(1)

@@ -198,6 +198,21 @@ class Reference:
             )
         return floors[str(count)]
 
+    def check_count(self, count: int) -> None:
+        """Raises InputError where so many images a seed cannot be measured under this protocol."""
+        self.floor(count)
+        if count < self.protocol.kid_subset_size or count <= self.protocol.neighbours:
+            raise InputError(
+                f"{count} images a seed are too few for subsets of {self.protocol.kid_subset_size} and "
+                f"{self.protocol.neighbours} neighbours: sample more, or lower reference.protocol.kid_subset_size"
+            )
+
+    @property
+    def payload(self) -> str:
+        """Digest of what is measured against."""
+        assert self.artifact is not None  # open, not being built
+        return self.artifact.manifest.payload
+
 
 def make_extractor(name: str, device: torch.device | str, inception_weights: str | None) -> Extractor:
     """An extractor that is no classifier, by name."""

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from pipestill.distributed import World
 from pipestill.errors import Stopped, SurroundingsError
 from pipestill.progress import Bar, say
 from pipestill.sampling.plan import Block
-from pipestill.sampling.writer import BlockWriter, block_file
+from pipestill.sampling.writer import BlockWriter, Product, block_file, pictures
 
 Compute = Callable[[Block, Tensor, Tensor], Tensor]
 
@@ -41,14 +42,15 @@ def run_blocks(
     folder: Path,
     world: World,
     name: str,
+    product: Product = pictures,
 ) -> Progress:
     """Samples every block that is not yet in `folder`; returns on every rank once all of them are there.
 
     `compute(block, items, labels)` gives x0 [micro_batch, C, H, W] for items [micro_batch] int64 with labels
     [micro_batch] int64, both on the host: a short block is padded with the items that would follow, under its last
-    label. `labels[i]` is item i's, the same for each seed. `name` is unique to this piece of work. Raises Stopped
-    (finished blocks are kept) on a request to any rank, SurroundingsError for a full disk or a sample that is not
-    finite.
+    label. `labels[i]` is item i's, the same for each seed. A block's file holds the `product` of its images. `name` is
+    unique to this piece of work. Raises Stopped (finished blocks are kept) on a request to any rank, SurroundingsError
+    for a full disk or a sample that is not finite.
     """
     done = world.broadcast(_finished(folder))
     pending = [block for block in blocks if block.name not in done]
@@ -60,7 +62,7 @@ def run_blocks(
     started = time.monotonic()
     taken = 0
     try:
-        with BlockWriter(folder) as writer:
+        with BlockWriter(folder, product) as writer:
             for index in _share(world, name, len(pending)):
                 block = pending[index]
                 handed_out = sum(earlier.count for earlier in pending[taken:index])  # by other ranks, meanwhile
@@ -101,14 +103,14 @@ def _share(world: World, name: str, count: int) -> Iterator[int]:
         yield index
 
 
-def read_blocks(folder: Path, blocks: Sequence[Block], shape: tuple[int, int, int]) -> Iterator[NDArray[np.uint8]]:
-    """The finished blocks' images, uint8 [count, H, W, C], in item order. Raises SurroundingsError for a bad file."""
+def read_blocks(folder: Path, blocks: Sequence[Block], shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+    """What finished blocks hold, [count, *shape], in item order. Raises SurroundingsError for a bad file."""
     for block in blocks:
         path = block_file(folder, block)
         try:
-            images = np.load(path)
+            rows = np.load(path)
         except (OSError, ValueError) as error:
             raise SurroundingsError(f"{path} cannot be read ({error}): remove it and start again") from error
-        if images.shape != (block.count, *shape):
-            raise SurroundingsError(f"{path} holds images of another shape: remove it and start again")
-        yield images
+        if rows.shape != (block.count, *shape):
+            raise SurroundingsError(f"{path} holds rows of another shape: remove it and start again")
+        yield rows

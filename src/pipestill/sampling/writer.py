@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import queue
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,13 @@ from pipestill.sampling.items import to_uint8
 from pipestill.sampling.plan import Block
 from pipestill.work import write_atomic
 
+Product = Callable[[Tensor], Tensor]  # what is kept of x0 [n, C, H, W], both on the device: [n, ...]
 WAITING = 2  # finished blocks that may wait to be written before the next one is held back
+
+
+def pictures(x0: Tensor) -> Tensor:
+    """The product that is looked at: uint8 [n, H, W, C]."""
+    return to_uint8(x0).permute(0, 2, 3, 1).contiguous()
 
 
 def block_file(folder: Path, block: Block) -> Path:
@@ -33,7 +40,7 @@ def block_file(folder: Path, block: Block) -> Path:
 @dataclass(frozen=True)
 class _Job:
     block: Block
-    images: Tensor  # uint8 [count, H, W, C] on the host, valid once `ready` has passed
+    rows: Tensor  # the product [count, ...] on the host, valid once `ready` has passed
     finite: Tensor  # bool [count] on the host, likewise
     ready: Any  # CUDA event, or None
     held: tuple[Tensor, ...]  # what a copy under way reads from
@@ -45,9 +52,9 @@ class BlockWriter:
     Leaving the context waits for everything that was put to be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, product: Product = pictures) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
+        self._folder, self._product = folder, product
         self._queue: queue.Queue[_Job | None] = queue.Queue(WAITING)
         self._error: BaseException | None = None
         self._failed = threading.Event()
@@ -60,13 +67,13 @@ class BlockWriter:
         """
         x0 = x0[: block.count]
         finite = torch.isfinite(x0).flatten(1).all(dim=1)
-        images = to_uint8(x0).permute(0, 2, 3, 1).contiguous()
-        ready, held = None, (images, finite)
-        if images.device.type == "cuda":
-            images, finite = _to_host(images), _to_host(finite)
+        rows = self._product(x0)
+        ready, held = None, (rows, finite)
+        if rows.device.type == "cuda":
+            rows, finite = _to_host(rows), _to_host(finite)
             ready = torch.cuda.Event()
             ready.record()
-        self._hand_over(_Job(block, images, finite, ready, held))
+        self._hand_over(_Job(block, rows, finite, ready, held))
         self._check()
 
     def _check(self) -> None:
@@ -101,7 +108,7 @@ class BlockWriter:
                 "or train the model anew"
             )
         buffer = io.BytesIO()
-        np.save(buffer, job.images.numpy())
+        np.save(buffer, job.rows.numpy())
         write_atomic(block_file(self._folder, job.block), buffer.getvalue())
 
     def __enter__(self) -> Self:

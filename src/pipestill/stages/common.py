@@ -137,9 +137,13 @@ def run_training(
 ) -> Curves:
     """Runs a training to its end, with trackers and previews on the leader; returns its curves."""
     from pipestill.sampling.preview import Preview
+    from pipestill.training import following
     from pipestill.training.loop import run
     from pipestill.training.tracking import Silent, open_trackers
 
+    if world.leader:
+        following.describe(work, name, training.updates, card, denoiser.network)
+        say(f"follow it with: pipestill evaluate --watch {work.output} (its states: {work.folder})")
     follow = open_trackers(operation.trackers, work.folder, name, work.parameters) if world.leader else Silent()
     preview = Preview(denoiser, card, training.ema, work.folder / "previews", follow) if world.leader else None
     try:

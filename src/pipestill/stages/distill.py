@@ -9,7 +9,7 @@ import argparse
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipestill import artifacts
 from pipestill.config import OperationParams, StudentParams
@@ -20,6 +20,9 @@ from pipestill.stages.common import add_common, add_launch, entry, load_params, 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
     from pipestill.data.store import Dataset
+    from pipestill.diffusion.denoiser import EDM
+    from pipestill.distillation.dmd2 import Distillation
+    from pipestill.distributed import World
     from pipestill.networks.model import ModelCard
 
 VERSION = 3
@@ -95,81 +98,108 @@ def distill(
         if work.done is not None:
             return work.done
 
-        from pipestill.data.loader import Loader
-        from pipestill.data.store import open_dataset
-        from pipestill.distillation.discriminator import FakeScore, build_head
-        from pipestill.distillation.dmd2 import Distillation
-        from pipestill.distillation.validation import Validation
-        from pipestill.evaluation.reference import open_reference
-        from pipestill.networks.model import NativeSchedule, load_model, save_model
-        from pipestill.networks.unet import architecture, parameter_count
-        from pipestill.training.ranks import autocast_type, prepare, seed_torch
+        from pipestill.networks.model import save_model
+        from pipestill.networks.unet import parameter_count
 
-        data = open_dataset(dataset)
-        autocast = autocast_type(student.precision)
-        real = load_model(teacher, device=world.device, autocast=autocast)
-        start = load_model(init, device=world.device, autocast=autocast)
-        check_fit(real.card, data, student, teacher)
-        if architecture(start.unet) != architecture(real.unet):
-            raise InputError(f"{init} has another network than {teacher}: a student starts from an equal one")
-        if (start.card.denoiser, start.card.classes) != (real.card.denoiser, real.card.classes):
-            raise InputError(
-                f"{init} has other classes or another denoiser than {teacher}: it cannot start its student"
-            )
-
-        native = NativeSchedule(student.steps, student.transition, student.sigma_max, student.sigma_min, student.rho)
-        card = replace(
-            real.card,
-            role="student",
-            native=native,
-            unconditional_branch=real.card.unconditional_branch and student.label_dropout > 0,
-        )
-        # the null class is trained only where labels are dropped, but every condition may name it
-        training_card = replace(card, unconditional_branch=real.card.unconditional_branch)
-        generator = start.denoiser.requires_grad_(True)
-        score = copy.deepcopy(real.denoiser).requires_grad_(True)
-        prepare(real.denoiser, student, world)
-        prepare(generator, student, world)
-        prepare(score, student, world)
-        seed_torch(student.seed, 0, 0)  # the head's start
-        source = real.denoiser if student.gan.features == "teacher" else score
-        head = build_head(score).to(world.device) if student.gan.on else None
-        fake = FakeScore(score, head, source)
-        loader = None
-        if student.gan.on:
-            loader = Loader(
-                data,
-                "train",
-                batch=student.batch,
-                seed=student.seed,
-                rank=world.rank,
-                size=world.size,
-                cache=operation.cache,
-                device=world.device,
-            )
-        validation = Validation(open_reference(reference), card, student.validation, world)
-        training = Distillation(
-            student=generator,
-            teacher=real.denoiser,
-            fake=fake,
-            card=training_card,
-            params=student,
-            loader=loader,
-            validation=validation,
+        training, denoiser, card = prepared(
+            student,
+            dataset=dataset,
+            reference=reference,
+            teacher=teacher,
+            init=init,
             world=world,
+            cache=operation.cache,
         )
         if world.leader:
-            say(f"{name}: {student.steps} steps, {parameter_count(generator):,} parameters, {world.size} ranks")
-        curves = run_training(training, generator, card, work, world, operation, name=name)
+            say(f"{name}: {student.steps} steps, {parameter_count(denoiser.network):,} parameters, {world.size} ranks")
+        curves = run_training(training, denoiser, card, work, world, operation, name=name)
         if not world.leader:
             return None
         staging = work.staging()
-        save_model(staging, card, start.unet, training.best)
+        save_model(staging, card, denoiser.network, training.best)
         curves.write(staging / "curves.csv")
         best = {"best_step": training.best_step, "validation_distance": float(f"{training.best_distance:.6g}")}
-        artifact = work.publish(staging, {"parameters": parameter_count(generator), **best})
+        artifact = work.publish(staging, {"parameters": parameter_count(denoiser.network), **best})
         work.record(finished=True, updates=student.iterations, ranks=world.size)
         return artifact
+
+
+def prepared(
+    student: StudentParams,
+    *,
+    dataset: Path,
+    reference: Path,
+    teacher: Path,
+    init: Path,
+    world: World,
+    cache: Literal["device", "host", "none"],
+) -> tuple[Distillation, EDM, ModelCard]:
+    """The distillation on this rank's device, ready for its first update; the student's denoiser and its card.
+
+    Raises InputError where models and data do not fit.
+    """
+    from pipestill.data.loader import Loader
+    from pipestill.data.store import open_dataset
+    from pipestill.distillation.discriminator import FakeScore, build_head
+    from pipestill.distillation.dmd2 import Distillation
+    from pipestill.distillation.validation import Validation
+    from pipestill.evaluation.reference import open_reference
+    from pipestill.networks.model import NativeSchedule, load_model
+    from pipestill.networks.unet import architecture
+    from pipestill.training.ranks import autocast_type, prepare, seed_torch
+
+    images = open_dataset(dataset)
+    autocast = autocast_type(student.precision)
+    real = load_model(teacher, device=world.device, autocast=autocast)
+    start = load_model(init, device=world.device, autocast=autocast)
+    check_fit(real.card, images, student, teacher)
+    if architecture(start.unet) != architecture(real.unet):
+        raise InputError(f"{init} has another network than {teacher}: a student starts from an equal one")
+    if (start.card.denoiser, start.card.classes) != (real.card.denoiser, real.card.classes):
+        raise InputError(f"{init} has other classes or another denoiser than {teacher}: it cannot start its student")
+
+    native = NativeSchedule(student.steps, student.transition, student.sigma_max, student.sigma_min, student.rho)
+    card = replace(
+        real.card,
+        role="student",
+        native=native,
+        unconditional_branch=real.card.unconditional_branch and student.label_dropout > 0,
+    )
+    # the null class is trained only where labels are dropped, but every condition may name it
+    training_card = replace(card, unconditional_branch=real.card.unconditional_branch)
+    generator = start.denoiser.requires_grad_(True)
+    score = copy.deepcopy(real.denoiser).requires_grad_(True)
+    prepare(real.denoiser, student, world)
+    prepare(generator, student, world)
+    prepare(score, student, world)
+    seed_torch(student.seed, 0, 0)  # the head's start
+    source = real.denoiser if student.gan.features == "teacher" else score
+    head = build_head(score).to(world.device) if student.gan.on else None
+    fake = FakeScore(score, head, source)
+    loader = None
+    if student.gan.on:
+        loader = Loader(
+            images,
+            "train",
+            batch=student.batch,
+            seed=student.seed,
+            rank=world.rank,
+            size=world.size,
+            cache=cache,
+            device=world.device,
+        )
+    validation = Validation(open_reference(reference), card, student.validation, world)
+    training = Distillation(
+        student=generator,
+        teacher=real.denoiser,
+        fake=fake,
+        card=training_card,
+        params=student,
+        loader=loader,
+        validation=validation,
+        world=world,
+    )
+    return training, generator, card
 
 
 def check_fit(card: ModelCard, data: Dataset, student: StudentParams, teacher: Path) -> None:

@@ -1,7 +1,8 @@
 """Measure a run's images against the reference: distances, precision and recall, accuracy, diversity, memorisation.
 
 Every figure stands beside its protocol, and each distance beside the real-against-real floor at the same count; with
-several sampling seeds, figures are means over seeds with their 95% t-intervals.
+several sampling seeds, figures are means over seeds with their 95% t-intervals. `--watch` does it for the saved states
+of a training, while it trains or later.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pipestill import artifacts
 from pipestill.config import EvaluationParams, OperationParams
 from pipestill.errors import InputError
 from pipestill.progress import say
-from pipestill.stages.common import add_common, add_launch, load_params, ranks_of, work_over_ranks
+from pipestill.stages.common import add_common, add_launch, entry, load_params, ranks_of, work_over_ranks
+from pipestill.stages.watch import watch
 from pipestill.work import read_record, write_atomic
 
 if TYPE_CHECKING:
@@ -31,14 +33,25 @@ EXAMPLES = """\
   pipestill evaluate --name student-4 --samples artifacts/samples/student-4 --reference artifacts/reference \\
       --output artifacts/evaluations/student-4 --metrics metrics/student-4.json
   pipestill evaluate --name mine --samples /tmp/samples --reference artifacts/reference --output /tmp/evaluation
+  pipestill evaluate --name student-4 --watch artifacts/models/student-4 --reference artifacts/reference \\
+      --output runs/watched/student-4
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(parser, name="the run, for messages")
-    parser.add_argument("--samples", type=Path, required=True, metavar="DIR", help="samples artefact")
+    of = parser.add_mutually_exclusive_group(required=True)
+    of.add_argument("--samples", type=Path, metavar="DIR", help="samples artefact")
+    of.add_argument(
+        "--watch",
+        type=Path,
+        metavar="DIR",
+        help="evaluate the saved states of the training whose --output this is, as they appear, into one table",
+    )
     parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="reference artefact")
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="copy with timings, for people and DVC")
+    parser.add_argument("--by", metavar="FIGURE", help="with --watch: the best state is the one whose figure is lowest")
+    parser.add_argument("--dataset", type=Path, metavar="DIR", help="with --watch: dataset artefact, for plan=data")
     add_launch(parser)
 
 
@@ -48,6 +61,20 @@ def ranks(options: argparse.Namespace) -> int:
 
 def main(options: argparse.Namespace) -> None:
     params = load_params(options)
+    if options.watch is not None:
+        if options.metrics is not None:
+            raise InputError("--metrics belongs to --samples: what --watch finds is in its table")
+        watch(
+            entry(params.sampling.runs, options.name, "sampling.runs"),
+            name=options.name,
+            training=options.watch,
+            reference=options.reference,
+            output=options.output,
+            operation=params.operation,
+            by=options.by,
+            dataset=options.dataset,
+        )
+        return
     evaluate(
         params.evaluation,
         name=options.name,
@@ -112,13 +139,7 @@ def check(samples: Samples, reference: Reference) -> None:
             f"{path} has {len(samples.index['classes'])} classes, {against} has {len(reference.classes)} or other "
             "names: use the reference of this data"
         )
-    protocol, count = reference.protocol, samples.images_per_seed
-    reference.floor(count)
-    if count < protocol.kid_subset_size or count <= protocol.neighbours:
-        raise InputError(
-            f"{path} has {count} images a seed, too few for subsets of {protocol.kid_subset_size} and "
-            f"{protocol.neighbours} neighbours: sample more, or lower reference.protocol.kid_subset_size"
-        )
+    reference.check_count(samples.images_per_seed)
 
 
 def _measure(
@@ -144,12 +165,7 @@ def _measure(
     if not world.leader:
         return None
 
-    count, labels = samples.images_per_seed, torch.from_numpy(samples.labels)
-    by_seed = {}
-    for index, seed in enumerate(samples.seeds):
-        rows = slice(index * count, (index + 1) * count)
-        features = {space: table[rows] for space, table in tables.items()}
-        by_seed[str(seed)] = measure.measure(reference, features, labels[rows], device=world.device)
+    by_seed = measure.by_seed(reference, tables, torch.from_numpy(samples.labels), samples.seeds, world.device)
     body = _figures(samples, reference, list(by_seed.values()))
     clock.mark("metrics_seconds")
 

@@ -90,9 +90,7 @@ def sample(
         inputs["sigmas"] = tuned.as_input
     elif sigmas is not None and artifacts.read(sigmas, "model").as_input != source.as_input:
         raise InputError(f"sigmas={run.sigmas} is the model's own range, but --sigmas {sigmas} is not --model {model}")
-    if run.plan == "data":
-        if dataset is None:
-            raise InputError("plan=data takes the classes' shares from a dataset: give --dataset")
+    if run.plan == "data" and dataset is not None:
         inputs["dataset"] = artifacts.read(dataset, "dataset").as_input
     with work_over_ranks(
         kind="samples",
@@ -139,7 +137,7 @@ def _sample(
 
     card = read_card(source.path)[1]
     recipe = settle(run, card, None if tuned is None else json.loads(tuned.file("tuned.json").read_text()))
-    labels = _labels(run, card, dataset)
+    labels = labels_of(run, card, dataset)
     loaded = load_model(source.path, weights=run.weights, autocast=autocast_type(run.precision))
     denoiser = place(loaded.denoiser, world.device)
     if world.leader:
@@ -209,7 +207,7 @@ def _timings(progress: Progress, images: int, work: Work) -> dict[str, Any]:
     }
 
 
-def _labels(run: RunParams, card: ModelCard, dataset: Path | None) -> NDArray[np.int64]:
+def labels_of(run: RunParams, card: ModelCard, dataset: Path | None) -> NDArray[np.int64]:
     """The class of each item, the same for every seed: int64 [images]."""
     from pipestill.sampling import plan
 
@@ -220,9 +218,10 @@ def _labels(run: RunParams, card: ModelCard, dataset: Path | None) -> NDArray[np
         return plan.listed(run.images, run.classes, classes)
     if run.plan == "none":
         return plan.without_classes(run.images)
+    if dataset is None:
+        raise InputError("plan=data takes the classes' shares from a dataset: give --dataset")
     from pipestill.data.store import open_dataset
 
-    assert dataset is not None
     data = open_dataset(dataset)
     if tuple(data.classes) != tuple(card.classes):
         raise InputError(f"{dataset} has the classes {list(data.classes)}, model {run.model} has {list(card.classes)}")

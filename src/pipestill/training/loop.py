@@ -17,6 +17,7 @@ from pipestill.config import OperationParams
 from pipestill.distributed import World
 from pipestill.errors import Stopped, SurroundingsError
 from pipestill.progress import Bar, say
+from pipestill.training import following
 from pipestill.training import state as states
 from pipestill.training.curves import Curves
 from pipestill.training.ema import Ema
@@ -78,7 +79,9 @@ def run(
         figures.flush()
         if world.leader:
             body = {"training": training.state(), "curves": curves.state()}
-            states.save(work.state, step, body, key=work.key, keep=operation.keep_states)
+            states.save(work.state, step, body, key=work.key)
+            following.note(work.folder, step)
+            states.prune(work.state, step, keep=operation.keep_states)
         last_saved = time.monotonic()
         pause = max(operation.save_every, SAVING_SHARE * (last_saved - begun))
 
@@ -118,6 +121,8 @@ def _resume(training: Training, curves: Curves, work: Work, world: World) -> int
     steps = world.gather(found[0] if found else 0)
     if len(set(steps)) > 1:
         raise SurroundingsError(f"ranks see different states ({steps}): is {work.state} on a shared file system?")
+    if world.leader:
+        following.note(work.folder, *map(states.step_of, states.saved(work.state)))
     if found is None:
         return 0
     step, body = found

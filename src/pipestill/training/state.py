@@ -7,24 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipestill.errors import InputError
 from pipestill.progress import say
 from pipestill.work import atomically
 
 
-def save(folder: Path, step: int, state: dict[str, Any], *, key: str, keep: int) -> None:
-    """Writes `state-<step>.pt` and drops all but the newest `keep` up to it, and any of a later step.
-
-    Later ones are left by a run that went further and could not be gone on from. Raises SurroundingsError (full disk).
-    """
-    name = f"state-{step:09d}.pt"
-    with atomically(folder / name) as file:
+def save(folder: Path, step: int, state: dict[str, Any], *, key: str) -> None:
+    """Writes `state-<step>.pt`. Raises SurroundingsError (full disk)."""
+    with atomically(folder / f"state-{step:09d}.pt") as file:
         torch.save({"key": key, "step": step, "state": state}, file)
+
+
+def prune(folder: Path, step: int, *, keep: int) -> None:
+    """Drops all but the newest `keep` states up to the one of `step`, and any of a later step.
+
+    Later ones are left by a run that went further and could not be gone on from.
+    """
     there = saved(folder)
-    place = [path.name for path in there].index(name) + 1
+    place = [step_of(path) for path in there].index(step) + 1
     for old in (*there[: max(place - keep, 0)], *there[place:]):
         old.unlink(missing_ok=True)
+
+
+def step_of(path: Path) -> int:
+    """The updates that a state was saved after, from its file's name."""
+    return int(path.stem.removeprefix("state-"))
 
 
 def saved(folder: Path) -> list[Path]:
@@ -46,3 +55,14 @@ def load_newest(folder: Path, *, key: str, device: torch.device) -> tuple[int, d
             raise InputError(f"{path} belongs to other parameters or inputs: remove {folder} to begin anew")
         return int(body["step"]), body["state"]
     return None
+
+
+def load_average(path: Path, *, key: str) -> dict[str, Tensor]:
+    """The averaged weights in a state, on the CPU; nothing else of it is read. Raises InputError where it has none."""
+    try:
+        body = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if body["key"] != key:
+            raise InputError(f"{path} belongs to other parameters or inputs")
+        return {name: tensor.clone() for name, tensor in body["state"]["training"]["ema"].items()}
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__})") from error
