@@ -23,6 +23,7 @@ from pipestill.config import Params
 from pipestill.errors import InputError
 from pipestill.reporting import figures, gather, grids, results
 from pipestill.reporting.table import results_table
+from pipestill.sampling import pictures
 from pipestill.stages.report import report
 from pipestill.work import run_folder
 
@@ -154,13 +155,13 @@ def test_a_column_has_as_many_decimals_as_its_values_need(values: list[float | N
 
 def test_grids_show_the_first_images_of_each_class() -> None:
     labels = np.array([1, 0, 1, 1, 0, 1])
-    assert grids.pick_items(labels, [0, 1], 3, 10) == [1, 4, None, 0, 2, 3]
-    assert grids.pick_items(np.full(3, -1), [], 2, 2) == [0, 1, 2, None]
+    assert pictures.pick_items(labels, [0, 1], 3, 10) == [1, 4, None, 0, 2, 3]
+    assert pictures.pick_items(np.full(3, -1), [], 2, 2) == [0, 1, 2, None]
 
 
 def test_many_classes_are_spread_evenly() -> None:
-    assert grids.pick_classes(10, 10) == list(range(10))
-    assert grids.pick_classes(1000, 5) == [0, 250, 500, 749, 999]
+    assert pictures.pick_classes(10, 10) == list(range(10))
+    assert pictures.pick_classes(1000, 5) == [0, 250, 500, 749, 999]
 
 
 def test_tiles_hold_the_pixels_and_transparent_gaps() -> None:

@@ -171,6 +171,16 @@ def test_a_student_is_sampled_as_it_was_distilled(student: Path) -> None:
         assert torch.equal(recipe.sigmas, NATIVE.sigmas())
 
 
+def test_a_drawn_plan_is_uniform_and_belongs_to_items() -> None:
+    drawn = plan.drawn(20_000, 10)
+    counts = np.bincount(drawn, minlength=10)
+    assert len(set(counts.tolist())) > 5  # by chance, not balanced
+    assert ((counts - 2000) ** 2 / 2000).sum() < 27.9  # chi-squared, 9 degrees of freedom, p = 0.001
+    assert np.array_equal(plan.drawn(100, 10), drawn[:100])
+    with pytest.raises(InputError, match="plan=drawn needs a model with classes"):
+        plan.drawn(4, 0)
+
+
 @pytest.mark.parametrize(
     ("sampler", "steps", "guidance", "expected"),
     [("heun", 40, 1.0, 79), ("heun", 5, 1.0, 9), ("euler", 10, 1.5, 20), ("2m", 4, 1.0, 4), ("heun-churn", 8, 2.0, 30)],

@@ -104,6 +104,8 @@ def expand(tree: Mapping[str, Any]) -> dict[str, Any]:
     for run in runs.values():
         if "model" in run:
             run.setdefault("sigmas", f"models/{run['model']}")
+        if run.get("store") == "features":
+            run.setdefault("extractors", "reference")
     body["tune"] = _tune(tree, runs)
     reference = tree.get("reference") or {}
     body["reference"] = _merged({"floor": {"counts": _counts(runs)}, "files": _files(reference)}, reference)

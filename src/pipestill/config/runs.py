@@ -42,9 +42,11 @@ class RunParams(Section):
     rho: Annotated[float, Field(gt=0)] = 7.0
     churn: ChurnParams | None = None
     guidance: Weight = 1.0
-    plan: Literal["balanced", "data", "listed", "none"] = "balanced"
+    plan: Literal["balanced", "data", "drawn", "listed", "none"] = "balanced"
     classes: tuple[Count, ...] = ()
     images: Positive = 500  # for each seed
+    store: Literal["images", "features"] = "images"  # features: measured where they are made, no image is written
+    extractors: Literal["dataset", "reference"] = "dataset"  # follows `store`: whose extractors measure
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     micro_batch: Positive = 64
     precision: Precision = "fp32"  # bf16: networks under autocast; on a GPU, fp32 products take TF32
@@ -58,6 +60,8 @@ class RunParams(Section):
             raise ValueError(f"sampler {self.sampler} has no tuned sigma range: use sigmas=models/{self.model}")
         if (self.plan == "listed") != bool(self.classes):
             raise ValueError("plan=listed and classes belong together")
+        if (self.store == "features") != (self.extractors == "reference"):
+            raise ValueError("store=features and extractors=reference belong together")
         if self.sigma_min is not None and self.sigma_max is not None:
             ordered(self.sigma_min, self.sigma_max)
         if (self.sampler == "heun-churn") != (self.churn is not None):

@@ -7,7 +7,7 @@ the protocol. Reads one folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -197,6 +197,16 @@ class Reference:
                 "add it to reference.floor.counts and rebuild the reference"
             )
         return floors[str(count)]
+
+    def check_card(self, channels: int, resolution: int, classes: Sequence[str]) -> None:
+        """Raises InputError, in one line, where this was made for other images than a model makes."""
+        own, theirs = (self.channels, self.resolution, self.classes), (channels, resolution, tuple(classes))
+        if own != theirs:
+            raise InputError(
+                f"{self.folder} was made from {own[1]}x{own[1]} images with {own[0]} channels and {len(own[2])} "
+                f"classes, not for {theirs[1]}x{theirs[1]} with {theirs[0]} and {len(theirs[2])} or other ones: "
+                "use the reference of this data"
+            )
 
     def check_count(self, count: int) -> None:
         """Raises InputError where so many images a seed cannot be measured under this protocol."""

@@ -16,7 +16,8 @@ from PIL import Image
 from pipestill.config import ReportParams
 from pipestill.data.store import Dataset
 from pipestill.reporting.sources import Sources
-from pipestill.sampling.store import Samples, open_samples
+from pipestill.sampling.pictures import pick_classes, pick_items
+from pipestill.sampling.store import open_samples
 
 Pixels = NDArray[np.uint8]
 WIDEST = 640  # pixels of a grid; fewer columns and smaller cells where images are large
@@ -45,11 +46,7 @@ def make_grids(sources: Sources, dataset: Dataset, params: ReportParams) -> tupl
         samples = open_samples(artifact.path)
         items = pick_items(samples.labels[: samples.images_per_seed], rows, columns, params.grid_rows)
 
-        def read(item: int, samples: Samples = samples) -> Pixels:
-            pixels: Pixels = samples.images(item, item + 1)[0]
-            return pixels
-
-        listing[name] = add(f"grids/{name}", _read(items, read))
+        listing[name] = add(f"grids/{name}", _read(items, samples.picture))
     real = {
         part: add(f"real/{part}", _real(dataset, part, rows, columns, params.grid_rows)) for part in ("train", "test")
     }
@@ -64,38 +61,14 @@ def _real(dataset: Dataset, part: str, rows: Sequence[int], columns: int, unlabe
     return _read(items, lambda item: dataset.images(members[item : item + 1])[0])
 
 
-def _read(items: Sequence[int | None], read: Callable[[int], Pixels]) -> list[Pixels | None]:
+def _read(items: Sequence[int | None], read: Callable[[int], Pixels | None]) -> list[Pixels | None]:
     return [None if item is None else read(item) for item in items]
-
-
-def pick_classes(classes: int, most: int) -> list[int]:
-    """All classes, or `most` of them evenly spread from first to last."""
-    if classes <= most:
-        return list(range(classes))
-    if most == 1:
-        return [0]
-    return [round(row * (classes - 1) / (most - 1)) for row in range(most)]
 
 
 def fitting_columns(resolution: int, wanted: int) -> int:
     """As many columns as fit the widest grid, at least two."""
     cell = min(max(resolution, SMALLEST_CELL), LARGEST_CELL)
     return max(2, min(wanted, WIDEST // cell))
-
-
-def pick_items(labels: NDArray[np.int64], rows: Sequence[int], columns: int, unlabelled_rows: int) -> list[int | None]:
-    """Item numbers row by row: the first `columns` of each class, None where a class has fewer.
-
-    Unconditional samples (no rows, or labels of -1) are shown in item order.
-    """
-    if not rows or not np.any(labels >= 0):
-        count = unlabelled_rows * columns
-        return [item if item < len(labels) else None for item in range(count)]
-    items: list[int | None] = []
-    for row in rows:
-        found = np.flatnonzero(labels == row)[:columns].tolist()
-        items += [*found, *[None] * (columns - len(found))]
-    return items
 
 
 def tile(images: Sequence[Pixels | None], columns: int) -> Pixels:

@@ -1,8 +1,9 @@
-"""Pictures for people: grids of samples as PNG, the same bytes for the same pixels."""
+"""Pictures for people: which items are shown, and grids of them as PNG, the same bytes for the same pixels."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +39,27 @@ def png_bytes(picture: NDArray[np.uint8]) -> bytes:
 def save_png(picture: NDArray[np.uint8], path: Path) -> None:
     """Writes a picture whole or not at all."""
     write_atomic(path, png_bytes(picture))
+
+
+def pick_classes(classes: int, most: int) -> list[int]:
+    """All classes, or `most` of them evenly spread from first to last."""
+    if classes <= most:
+        return list(range(classes))
+    if most == 1:
+        return [0]
+    return [round(row * (classes - 1) / (most - 1)) for row in range(most)]
+
+
+def pick_items(labels: NDArray[np.int64], rows: Sequence[int], columns: int, unlabelled_rows: int) -> list[int | None]:
+    """Item numbers row by row: the first `columns` of each class, None where a class has fewer.
+
+    Unconditional samples (no rows, or labels of -1) are shown in item order.
+    """
+    if not rows or not np.any(labels >= 0):
+        count = unlabelled_rows * columns
+        return [item if item < len(labels) else None for item in range(count)]
+    items: list[int | None] = []
+    for row in rows:
+        found = np.flatnonzero(labels == row)[:columns].tolist()
+        items += [*found, *[None] * (columns - len(found))]
+    return items

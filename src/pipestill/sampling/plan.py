@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from pipestill import counter
 from pipestill.errors import InputError
 
 UNCONDITIONAL = -1  # the label of an item that is asked for without a class
@@ -63,6 +65,13 @@ def as_in_data(images: int, labels: NDArray[np.int64], classes: int) -> NDArray[
     order = np.repeat(np.arange(classes), share)
     position = np.concatenate([(np.arange(n) + 0.5) / n for n in share if n] or [np.empty(0)])
     return order[np.argsort(position, kind="stable")].astype(np.int64)
+
+
+def drawn(images: int, classes: int) -> NDArray[np.int64]:
+    """Uniform classes, a function of the item alone: counts differ by chance, as in EDM's sets for its distances."""
+    if classes < 1:
+        raise InputError("plan=drawn needs a model with classes: use plan=none for an unconditional one")
+    return counter.integers(0, "plan/drawn", torch.arange(images), classes).numpy()
 
 
 def without_classes(images: int) -> NDArray[np.int64]:

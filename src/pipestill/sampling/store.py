@@ -1,6 +1,7 @@
 """Samples artefacts: images in item order in few `.npy` shards, labels, an index and a grid picture.
 
-Item order is seed by seed: images 0..n-1 of the first seed, then those of the second. It may touch the artefact's
+Item order is seed by seed: images 0..n-1 of the first seed, then those of the second. Of a run that stores features
+there are tables of these in the same order instead, and the images that people look at. It may touch the artefact's
 folder alone.
 """
 
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 from pipestill import artifacts
 from pipestill.artifacts import Artifact
 from pipestill.errors import InputError
-from pipestill.sampling.pictures import grid, save_png
+from pipestill.sampling.pictures import grid, pick_classes, pick_items, save_png
 
 SHARD_BYTES = 128 * 2**20
+KEPT, FEATURES = "images.npy", "features-{}.npy"
 GRID_ROWS, GRID_COLUMNS, MOST_CLASS_COLUMNS = 10, 10, 16
 
 
@@ -45,8 +47,34 @@ class Samples:
     def images_per_seed(self) -> int:
         return int(self.index["images_per_seed"])
 
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """Spaces whose features are kept instead of images; () where images are kept."""
+        return tuple(self.index.get("features", ()))
+
+    def features(self, space: str) -> NDArray[np.float32]:
+        """The features [count, d] of a space, in item order, mapped from disk."""
+        table: NDArray[np.float32] = np.load(self.artifact.file(FEATURES.format(space)), mmap_mode="c")
+        return table
+
+    def picture(self, item: int) -> NDArray[np.uint8] | None:
+        """Image `item` [H, W, C], or None where its features alone were kept."""
+        if not self.spaces:
+            found: NDArray[np.uint8] = self.images(item, item + 1)[0]
+            return found
+        kept = self.index["kept"]
+        if item not in kept:
+            return None
+        image: NDArray[np.uint8] = np.load(self.artifact.file(KEPT), mmap_mode="r")[kept.index(item)]
+        return image
+
     def images(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Images [start, stop) in item order: uint8 [stop - start, H, W, C]. Raises IndexError outside 0..count."""
+        """Images [start, stop) in item order: uint8 [stop - start, H, W, C]. Raises IndexError outside 0..count.
+
+        Raises InputError where features were kept instead.
+        """
+        if self.spaces:
+            raise InputError(f"{self.artifact.path} holds features, not images: sample with store=images")
         if not 0 <= start <= stop <= self.count:
             raise IndexError(f"images {start}..{stop} of {self.count}")
         parts = []
@@ -68,7 +96,7 @@ def open_samples(path: Path) -> Samples:
         total = sum(shard["count"] for shard in index["shards"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read ({error}): rebuild it with pipestill sample") from error
-    if total != len(labels):
+    if "features" not in index and total != len(labels):
         raise InputError(f"{path} holds {total} images and {len(labels)} labels: rebuild it with pipestill sample")
     return Samples(artifact, index, labels)
 
@@ -103,8 +131,52 @@ def write_samples(
             save_png(_overview(shard, len(index.get("classes", ()))), folder / "grid.png")
         shards.append({"file": name, "first": written, "count": wanted})
         written += wanted
+    _write_index(folder, labels, {**index, "shards": shards, "shape": list(shape)})
+
+
+def kept_items(labels: NDArray[np.int64], classes: int) -> list[int]:
+    """Items whose images are kept beside features: those that a report shows, in ascending order."""
+    shown = pick_items(labels, pick_classes(classes, GRID_ROWS), GRID_COLUMNS, GRID_ROWS)
+    return sorted(item for item in shown if item is not None)
+
+
+def write_features(
+    folder: Path,
+    parts: Iterable[NDArray[np.float32]],
+    spaces: Mapping[str, int],
+    kept: Sequence[int],
+    images: NDArray[np.uint8],
+    *,
+    labels: NDArray[np.int64],
+    shape: Sequence[int],
+    index: Mapping[str, Any],
+) -> None:
+    """Fills `folder` from `parts` (float32 [n, sum of dimensions] in item order, as many rows as labels).
+
+    `spaces` are the dimensions of the spaces in a row, in order; `images` [len(kept), H, W, C] are kept for people.
+    """
+    tables = {
+        space: np.lib.format.open_memmap(
+            folder / FEATURES.format(space), mode="w+", dtype=np.float32, shape=(len(labels), dimension)
+        )
+        for space, dimension in spaces.items()
+    }
+    bounds = np.cumsum([0, *spaces.values()])
+    first = 0
+    for rows in parts:
+        for number, table in enumerate(tables.values()):
+            table[first : first + len(rows)] = rows[:, bounds[number] : bounds[number + 1]]
+        first += len(rows)
+    for table in tables.values():
+        table.flush()
+    np.save(folder / KEPT, images)
+    save_png(_overview(images, len(index.get("classes", ()))), folder / "grid.png")
+    body = {**index, "shards": [], "shape": list(shape), "features": dict(spaces), "kept": list(kept)}
+    _write_index(folder, labels, body)
+
+
+def _write_index(folder: Path, labels: NDArray[np.int64], body: Mapping[str, Any]) -> None:
     np.save(folder / "labels.npy", labels)
-    body = dict(index) | {"shards": shards, "shape": list(shape)}
     (folder / "index.json").write_text(json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 

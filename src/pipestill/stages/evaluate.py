@@ -140,6 +140,8 @@ def check(samples: Samples, reference: Reference) -> None:
             "names: use the reference of this data"
         )
     reference.check_count(samples.images_per_seed)
+    if samples.spaces and samples.artifact.manifest.inputs["extractors"].payload != reference.payload:
+        raise InputError(f"{path} holds features by another reference than {against}: sample it anew for this one")
 
 
 def _measure(
@@ -160,7 +162,10 @@ def _measure(
         return torch.from_numpy(samples.images(first, last)).permute(0, 3, 1, 2)
 
     extractors = [reference.extractor(space, world.device) for space in reference.index.spaces]
-    tables = extract(work.state, "samples", extractors, images, samples.count, block=params.batch, world=world)
+    if samples.spaces:
+        tables = {space: torch.from_numpy(samples.features(space)) for space in samples.spaces}
+    else:
+        tables = extract(work.state, "samples", extractors, images, samples.count, block=params.batch, world=world)
     clock.mark("features_seconds")
     if not world.leader:
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,16 @@ from pipestill.work import read_record, writing
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from pipestill.artifacts import Artifact
+    from pipestill.distributed import World
+    from pipestill.evaluation.extractors import Extractor
     from pipestill.networks.model import ModelCard
     from pipestill.sampling.runner import Progress
     from pipestill.work import Work
 
-VERSION = 1
+VERSION = 2
 EXAMPLES = """\
   pipestill sample --name student-4 --model artifacts/models/student-4 --output artifacts/samples/student-4
   pipestill sample --name teacher-2m-10 --model artifacts/models/teacher --sigmas artifacts/tuned/teacher \\
@@ -42,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sigmas", type=Path, metavar="DIR", help="tuned artefact, for a run whose sigmas are tuned; else the model"
     )
     parser.add_argument("--dataset", type=Path, metavar="DIR", help="dataset artefact, read for plan=data alone")
+    parser.add_argument(
+        "--extractors", type=Path, metavar="DIR", help="reference artefact that measures a run with store=features"
+    )
     parser.add_argument(
         "--png", type=Path, metavar="DIR", help="also write each image as a PNG, a folder for each class"
     )
@@ -60,6 +67,7 @@ def main(options: argparse.Namespace) -> None:
         model=options.model,
         sigmas=options.sigmas,
         dataset=options.dataset,
+        extractors=options.extractors,
         output=options.output,
         png=options.png,
         operation=params.operation,
@@ -75,11 +83,13 @@ def sample(
     operation: OperationParams,
     sigmas: Path | None = None,
     dataset: Path | None = None,
+    extractors: Path | None = None,
     png: Path | None = None,
 ) -> Artifact | None:
     """Samples the images that a run describes; returns their artefact on the leader.
 
-    `sigmas` is a tuned artefact where the run's range comes from there, `dataset` is read for plan=data alone.
+    `sigmas` is a tuned artefact where the run's range comes from there, `dataset` is read for plan=data alone,
+    `extractors` is the reference whose extractors measure the images of a run with store=features.
     Raises InputError (model and run do not fit), SurroundingsError (NaN, full disk, lost rank) and Stopped.
     """
     source = artifacts.read(model, "model")
@@ -92,6 +102,12 @@ def sample(
         raise InputError(f"sigmas={run.sigmas} is the model's own range, but --sigmas {sigmas} is not --model {model}")
     if run.plan == "data" and dataset is not None:
         inputs["dataset"] = artifacts.read(dataset, "dataset").as_input
+    against = None
+    if run.store == "features":
+        if extractors is None or png is not None:
+            raise InputError("store=features measures images and writes none: give --extractors, and no --png")
+        against = artifacts.read(extractors, "reference")
+        inputs["extractors"] = against.as_input
     with work_over_ranks(
         kind="samples",
         stage="sample",
@@ -102,7 +118,7 @@ def sample(
         threads=run.threads,
         operation=operation,
     ) as (world, work):
-        artifact = work.done or _sample(run, name, source, tuned, dataset, operation, work, world)
+        artifact = work.done or _sample(run, name, source, tuned, dataset, against, work, world)
         if png is not None and artifact is not None and world.leader:
             write_pngs(artifact.path, png)
         return artifact
@@ -123,16 +139,18 @@ def _sample(
     source: Artifact,
     tuned: Artifact | None,
     dataset: Path | None,
-    operation: OperationParams,
+    against: Artifact | None,
     work: Work,
-    world: Any,
+    world: World,
 ) -> Artifact | None:
     from pipestill.networks.model import load_model, read_card
+    from pipestill.sampling.features import in_spaces
     from pipestill.sampling.place import place
     from pipestill.sampling.plan import blocks
     from pipestill.sampling.recipe import settle
     from pipestill.sampling.runner import read_blocks, run_blocks
-    from pipestill.sampling.store import write_samples
+    from pipestill.sampling.store import kept_items, write_features, write_samples
+    from pipestill.sampling.writer import pictures
     from pipestill.training.ranks import autocast_type
 
     card = read_card(source.path)[1]
@@ -140,6 +158,7 @@ def _sample(
     labels = labels_of(run, card, dataset)
     loaded = load_model(source.path, weights=run.weights, autocast=autocast_type(run.precision))
     denoiser = place(loaded.denoiser, world.device)
+    extractors = None if against is None else _extractors(against.path, card, run, world)
     if world.leader:
         say(
             f"{name}: {run.images:,} images for each of {len(run.seeds)} seeds, {recipe.sampler} at {recipe.steps} "
@@ -147,16 +166,19 @@ def _sample(
         )
     parts = blocks(run.seeds, run.images, run.micro_batch)
     folder = work.state / "blocks"
+
+    def compute(seed: int, items: Tensor, classes: Tensor) -> Tensor:
+        return recipe.sample(denoiser, seed=seed, items=items, labels=classes, device=world.device)
+
     progress = run_blocks(
-        lambda block, items, classes: recipe.sample(
-            denoiser, seed=block.seed, items=items, labels=classes, device=world.device
-        ),
+        lambda block, items, classes: compute(block.seed, items, classes),
         parts,
         labels,
         micro_batch=run.micro_batch,
         folder=folder,
         world=world,
         name=f"sample/{work.key}",
+        product=pictures if extractors is None else in_spaces(extractors),
     )
     if not world.leader:
         return None
@@ -173,14 +195,17 @@ def _sample(
         "model": {"name": run.model, "payload": source.manifest.payload, "weights": run.weights},
         "classes": list(card.classes),
     }
+    shown = _repeat(labels, len(run.seeds))
     with writing(staging):
-        write_samples(
-            staging,
-            read_blocks(folder, parts, height_first),
-            labels=_repeat(labels, len(run.seeds)),
-            shape=height_first,
-            index=index,
-        )
+        if extractors is None:
+            write_samples(
+                staging, read_blocks(folder, parts, height_first), labels=shown, shape=height_first, index=index
+            )
+        else:
+            spaces = {extractor.name: extractor.dimension for extractor in extractors}
+            rows, kept = read_blocks(folder, parts, (sum(spaces.values()),)), kept_items(labels, len(card.classes))
+            images = _images_of(kept, compute, run, labels)
+            write_features(staging, rows, spaces, kept, images, labels=shown, shape=height_first, index=index)
     total = run.images * len(run.seeds)
     summary = {
         "images": total,
@@ -194,6 +219,34 @@ def _sample(
     artifact = work.publish(staging, summary)
     work.record(finished=True, ranks=world.size, **_timings(progress, total, work))
     return artifact
+
+
+def _extractors(path: Path, card: ModelCard, run: RunParams, world: World) -> list[Extractor]:
+    """The extractors of a reference, if it was made for what this run samples. Raises InputError."""
+    from pipestill.evaluation.reference import open_reference
+
+    against = open_reference(path)
+    against.check_card(card.channels, card.resolution, card.classes)
+    against.check_count(run.images)
+    return [against.extractor(space, world.device) for space in against.index.spaces]
+
+
+def _images_of(
+    items: list[int], compute: Callable[[int, Tensor, Tensor], Tensor], run: RunParams, labels: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """The first seed's images [n, H, W, C] of some items, sampled once more, in batches of the run's size."""
+    import numpy
+    import torch
+
+    from pipestill.sampling.writer import pictures
+
+    found = []
+    for first in range(0, len(items), run.micro_batch):
+        own = items[first : first + run.micro_batch]
+        padded = torch.tensor([*own, *[own[-1]] * (run.micro_batch - len(own))])
+        x0 = compute(run.seeds[0], padded, torch.from_numpy(labels[padded.numpy()]))
+        found.append(pictures(x0[: len(own)]).cpu().numpy())
+    return numpy.concatenate(found)
 
 
 def _timings(progress: Progress, images: int, work: Work) -> dict[str, Any]:
@@ -214,6 +267,8 @@ def labels_of(run: RunParams, card: ModelCard, dataset: Path | None) -> NDArray[
     classes = len(card.classes)
     if run.plan == "balanced":
         return plan.balanced(run.images, classes)
+    if run.plan == "drawn":
+        return plan.drawn(run.images, classes)
     if run.plan == "listed":
         return plan.listed(run.images, run.classes, classes)
     if run.plan == "none":

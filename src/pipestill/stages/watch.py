@@ -76,7 +76,8 @@ def watch(
         )
     recipe, against = settle(run, told.card), open_reference(reference)
     labels = labels_of(run, told.card, dataset)
-    _check(run, told, against)
+    against.check_card(told.card.channels, told.card.resolution, told.card.classes)
+    against.check_count(run.images)
     figure = _figure(by, against)
     settings = {"training": told.key, "reference": against.payload, "by": figure, "run": run.plain()}
     with (
@@ -106,16 +107,6 @@ def watch(
                 table.add(task, EVALUATED, figures, weights)
         if table:
             say(f"{told.name} is published; {table.standing}")
-
-
-def _check(run: RunParams, told: Description, against: Reference) -> None:
-    """Raises InputError where the reference was made for other images, or another number of them."""
-    card, where = told.card, against.folder
-    if (card.resolution, card.channels, card.classes) != (against.resolution, against.channels, against.classes):
-        raise InputError(
-            f"{where} was made for other images or classes than {told.name}'s: use the reference of its data"
-        )
-    against.check_count(run.images)
 
 
 def _figure(by: str | None, against: Reference) -> str:

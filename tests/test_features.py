@@ -1,0 +1,131 @@
+"""Runs with `store: features`: the figures of stored images, pictures for people, the same bytes over ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from commands import payload, run, write_params
+from pipestill.config import ReportParams
+from pipestill.errors import InputError
+from pipestill.sampling.store import open_samples
+from tiny_models import make_model
+
+DIGITS = tuple("0123456789")
+COUNT = 20  # images at which the digits' reference has its floor
+ENTRY = {"model": "teacher", "sampler": "euler", "steps": 2, "sigmas": "models/teacher", "seeds": [0, 5]}
+
+
+def parameters(folder: Path, **changes: object) -> Path:
+    entry = ENTRY | {"images": COUNT, "micro_batch": 8} | changes
+    small = {"sampling.runs": {"run": entry}, "reference.floor.counts": [entry["images"]], "tune": {}}
+    return write_params(folder / f"{len(list(folder.iterdir()))}.yaml", **small)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "teacher", classes=DIGITS).path
+
+
+def sampled(folder: Path, name: str, model: Path, reference: Path, *more: object, **changes: object) -> Path:
+    params = parameters(folder, **changes)
+    places = ["--model", model, "--extractors", reference, "--output", folder / name, "--params", params, *more]
+    code, output = run("sample", "--name", "run", *places, runs=folder / "runs")
+    assert code == 0, output
+    return folder / name
+
+
+def figures(folder: Path, samples: Path, reference: Path) -> dict[str, object]:
+    places = ["--samples", samples, "--reference", reference, "--output", folder / "figures"]
+    code, output = run("evaluate", "--name", "run", *places, runs=folder / "runs")
+    assert code == 0, output
+    found: dict[str, object] = json.loads((folder / "figures" / "metrics.json").read_text())
+    return found
+
+
+FEATURES = {"store": "features", "extractors": "reference"}
+
+
+def test_figures_are_those_of_stored_images(tmp_path: Path, model: Path, digits_reference: Path) -> None:
+    images = sampled(tmp_path, "images", model, digits_reference)
+    features = sampled(tmp_path, "features", model, digits_reference, **FEATURES)
+    assert not list(features.glob("images-*.npy"))
+    ours, theirs = figures(tmp_path, features, digits_reference), figures(tmp_path, images, digits_reference)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        if isinstance(value, float):
+            assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+        elif name != "intervals":
+            assert ours[name] == value, name
+
+    # people see the same pictures, of the first seed
+    whole, kept = open_samples(images), open_samples(features)
+    for item in range(COUNT):
+        picture = kept.picture(item)
+        assert picture is not None
+        assert np.array_equal(picture, whole.images(item, item + 1)[0])
+    assert kept.picture(COUNT) is None
+    assert kept.spaces == ("classifier", "efficientnet_lite0")
+    with pytest.raises(InputError, match="holds features, not images"):
+        kept.images(0, 1)
+
+
+def test_any_number_of_ranks_gives_the_same_bytes(tmp_path: Path, model: Path, digits_reference: Path) -> None:
+    one = sampled(tmp_path, "one", model, digits_reference, **FEATURES)
+    two = sampled(tmp_path, "two", model, digits_reference, "--ranks", 2, **FEATURES)
+    assert payload(one) == payload(two)
+
+
+def test_many_classes_keep_what_a_report_shows() -> None:
+    from pipestill.sampling.pictures import pick_classes, pick_items
+    from pipestill.sampling.store import kept_items
+
+    labels, report = np.arange(50_000) % 1000, ReportParams()
+    kept = kept_items(labels, 1000)
+    assert len(kept) == 100
+    assert set(kept) == set(pick_items(labels, pick_classes(1000, report.grid_rows), report.grid_columns, 10))
+
+
+def refused(folder: Path, *command: object) -> str:
+    code, output = run(*command, runs=folder / "runs")
+    assert code == 2, output
+    return output.strip().splitlines()[-1]
+
+
+def test_what_does_not_fit_is_refused_in_one_line(
+    tmp_path: Path, model: Path, digits: Path, digits_reference: Path
+) -> None:
+    features = parameters(tmp_path, **FEATURES)
+    sampling = ["sample", "--name", "run", "--model", model, "--output", tmp_path / "samples", "--params"]
+    assert "give --extractors, and no --png" in refused(tmp_path, *sampling, features)
+    assert "give --extractors, and no --png" in refused(
+        tmp_path, *sampling, features, "--extractors", digits_reference, "--png", tmp_path / "png"
+    )
+    assert "belong together" in refused(tmp_path, *sampling, parameters(tmp_path, store="features"))
+    few = parameters(tmp_path, images=30, **FEATURES)
+    assert "has no real-against-real floor" in refused(tmp_path, *sampling, few, "--extractors", digits_reference)
+    other = make_model(tmp_path / "other").path
+    sampling[4] = other
+    assert "use the reference of this data" in refused(tmp_path, *sampling, features, "--extractors", digits_reference)
+    assert not (tmp_path / "samples").exists()
+
+    samples = sampled(tmp_path, "measured", model, digits_reference, **FEATURES)
+    params = write_params(
+        tmp_path / "reference.yaml",
+        **{
+            "reference.floor": {"counts": [COUNT], "draws": 2},
+            "reference.protocol.kid_subsets": 2,
+            "reference.protocol.kid_subset_size": 20,
+            "reference.classifier.iterations": 3,
+            "sampling.runs": {},
+            "tune": {},
+        },
+    )
+    made = ["reference", "--dataset", digits, "--output", tmp_path / "anew", "--params", params]
+    code, output = run(*made, runs=tmp_path / "runs")
+    assert code == 0, output
+    measuring = ["evaluate", "--name", "run", "--samples", samples, "--output", tmp_path / "figures"]
+    assert "features by another reference" in refused(tmp_path, *measuring, "--reference", tmp_path / "anew")
