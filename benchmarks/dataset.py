@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="pipestill-benchmark-") as folder:
         os.chdir(folder)
         photos = write_photos(Path("photos"), options.images, options.side)
-        builds = {name: [] for name in BUILDERS}
+        builds: dict[str, list[float]] = {name: [] for name in BUILDERS}
         for _ in range(options.repeats):
             for name, builder in BUILDERS.items():
                 started = time.perf_counter()

@@ -67,7 +67,8 @@ def waves(count: int, side: int, channels: int, seed: int) -> NDArray[np.uint8]:
     angle, phase, step = rng.rand(3, count, 1, 1)
     along = (np.cos(np.pi * angle) * row + np.sin(np.pi * angle) * column) * (0.4 + step)
     bright = 128 + 80 * np.sin(along + 2 * np.pi * phase)
-    return np.clip(bright[..., None] + 10 * rng.randn(count, side, side, channels), 0, 255).astype(np.uint8)
+    noisy: NDArray[np.float64] = np.clip(bright[..., None] + 10 * rng.randn(count, side, side, channels), 0, 255)
+    return noisy.astype(np.uint8)
 
 
 def publish(staging: Path, final: Path, kind: str) -> None:

@@ -30,7 +30,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipestill import counter
-from pipestill.config import DenoiserParams, GanParams, OptimizerParams, StudentParams
+from pipestill.config import DenoiserParams, GanParams, OptimizerParams, PoolParams, StudentParams
+from pipestill.config.fields import Precision
+from pipestill.config.students import Rollout
 from pipestill.diffusion.samplers import SAMPLERS
 from pipestill.diffusion.schedules import karras
 from pipestill.distillation.discriminator import FakeScore, build_head
@@ -127,7 +129,7 @@ class Bench:
 
     # --- what is measured ---------------------------------------------------------------------------------------
 
-    def distillation(self, *, batch: int, rollout: str, precision: str, compiled: bool) -> Distillation:
+    def distillation(self, *, batch: int, rollout: Rollout, precision: Precision, compiled: bool) -> Distillation:
         params = StudentParams(
             teacher="edm",
             init="edm",
@@ -165,14 +167,20 @@ class Bench:
             world=self.world,
         )
 
-    def turn(self, *, batch: int, rollout: str, precision: str, compiled: bool) -> dict[str, Any]:
-        """One update: a generator's and five of the fake score, each on a rollout of its own."""
+    def turn(self, *, batch: int, rollout: Rollout, precision: Precision, compiled: bool) -> dict[str, Any]:
+        """Updates, each of a generator's step and five of the fake score; of a pool, as many as one filling serves."""
         training = self.distillation(batch=batch, rollout=rollout, precision=precision, compiled=compiled)
-        counted = self.operations(lambda: training.update(0))
-        done = iter(range(1, 10_000))
-        return self.measured(lambda: training.update(next(done)), training._states, counted)
+        together = PoolParams().updates if rollout == "pool" else 1
+        starts = iter(range(0, 100_000, together))
 
-    def sampling(self, *, batch: int, sampler: str, steps: int, precision: str, compiled: bool) -> dict[str, Any]:
+        def work() -> None:
+            first = next(starts)
+            for step in range(first, first + together):
+                training.update(step)
+
+        return self.measured(work, together * 5 * training.states, self.operations(work))
+
+    def sampling(self, *, batch: int, sampler: str, steps: int, precision: Precision, compiled: bool) -> dict[str, Any]:
         denoiser = wrap(copy.deepcopy(self.network).eval(), DenoiserParams(), autocast_type(precision))
         denoiser.requires_grad_(False)
         settings = StudentParams(teacher="t", init="t", steps=1, compile=compiled, deterministic=False)
@@ -234,16 +242,22 @@ def main() -> None:
         print(f"{group}, {key}: {json.dumps(figures)}", flush=True)
 
     for batch in (8, 16) if options.small else (32, 64):
-        for key, rollout, precision, compiled in (
+        turns: list[tuple[str, Rollout, Precision, bool]] = [
             ("straightforward", "fresh", "fp32", False),
             ("fresh", "fresh", "bf16", options.compile),
             ("every_step", "every_step", "bf16", options.compile),
-        ):
+            ("pool", "pool", "bf16", options.compile),
+        ]
+        for key, rollout, precision, compiled in turns:
             figures = bench.turn(batch=batch, rollout=rollout, precision=precision, compiled=compiled)
             record(f"DMD2 turn, batch {batch}, states a second", key, figures)
     for sampler, steps, title in (("renoise", 10, "10 steps"), ("heun", 40, "79 evaluations")):
         batch = 16 if options.small else 128
-        for key, precision, compiled in (("straightforward", "fp32", False), ("ours", "bf16", options.compile)):
+        ways: list[tuple[str, Precision, bool]] = [
+            ("straightforward", "fp32", False),
+            ("ours", "bf16", options.compile),
+        ]
+        for key, precision, compiled in ways:
             figures = bench.sampling(batch=batch, sampler=sampler, steps=steps, precision=precision, compiled=compiled)
             record(f"sampling, {title}, images a second", key, figures)
     record("features and moments", "efficientnet_lite0", bench.features(images=2000 if options.small else 50_000))

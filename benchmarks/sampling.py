@@ -49,7 +49,7 @@ NETWORKS = {  # resolution, channels of the images, network
 SLOWER = 4
 
 
-class Pipeline(DiffusionPipeline):
+class Pipeline(DiffusionPipeline):  # type: ignore[misc]
     """A class-conditional pixel pipeline as Diffusers writes them (its DDPMPipeline with class labels)."""
 
     def __init__(self, unet: UNet2DModel, scheduler: EDMEulerScheduler) -> None:
@@ -65,7 +65,8 @@ class Pipeline(DiffusionPipeline):
             output = self.unet(scaled, t, class_labels=labels).sample
             sample = self.scheduler.step(output, t, sample).prev_sample
         image = (sample / 2 + 0.5).clamp(0, 1)
-        return (image.cpu().permute(0, 2, 3, 1).numpy() * 255).round().astype("uint8")
+        pixels: np.ndarray = (image.cpu().permute(0, 2, 3, 1).numpy() * 255).round().astype("uint8")
+        return pixels
 
 
 def build(name: str, steps: int) -> tuple[Any, Recipe]:

@@ -76,7 +76,8 @@ def finished_project(root: Path) -> Path:
     project = make_project(root, "experiment=miniature")
     project.snakemake()
     project.commit("results")
-    return project.root
+    finished: Path = project.root
+    return finished
 
 
 def measure(root: Path, repeats: int) -> dict[str, float]:

@@ -54,6 +54,7 @@ from pipestill.config.students import (
     DistributionMatchingParams,
     FakeScoreParams,
     GanParams,
+    PoolParams,
     StudentParams,
     ValidationParams,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "OperationParams",
     "OptimizerParams",
     "Params",
+    "PoolParams",
     "ProtocolParams",
     "ReferenceParams",
     "ReportParams",

@@ -22,6 +22,8 @@ from pipestill.config.fields import (
 )
 from pipestill.config.models import EmaParams, OptimizerParams
 
+Rollout = Literal["fresh", "every_step", "pool"]
+
 
 class DistributionMatchingParams(Section):
     """The distribution-matching gradient of DMD2 and the noise levels at which it is taken."""
@@ -93,7 +95,7 @@ class StudentParams(Section):
     rho: Annotated[float, Field(gt=0)] = 7.0
     iterations: Positive = 300  # generator updates
     update_ratio: Positive = 5  # fake-score updates a generator update
-    rollout: Literal["fresh", "every_step", "pool"] = "every_step"
+    rollout: Rollout = "every_step"
     pool: PoolParams = PoolParams()
     batch: Positive = 128  # states a turn, over all ranks; every_step rounds up to whole trajectories
     generator_lr: Rate = 1.5e-4

@@ -78,6 +78,11 @@ class Distillation:
         self.best_step, self.best_distance = 0, math.inf
         self.best: dict[str, dict[str, Tensor]] = {}
 
+    @property
+    def states(self) -> int:
+        """Student inputs in a turn, over all ranks: `params.batch`, or as many as whole trajectories have."""
+        return self._rollout.states
+
     # --- one update -----------------------------------------------------------------------------------------------
 
     def update(self, step: int) -> dict[str, Tensor]:
@@ -139,7 +144,7 @@ class Distillation:
                 figures["gan_generator_loss"] = adversarial.detach()
             (self._rollout.share * loss).backward()
         norm = optimizers.step(self._student_optimizer, params.generator_lr, params.optimizer, step, self.updates)
-        batch = self._rollout.states
+        batch = self.states
         self.ema.update(self._student.network, decay_at(params.ema, seen=(step + 1) * batch, batch=batch))
         figures = {name: self._rollout.share * figure for name, figure in figures.items()}
         return x0.detach(), figures | {"generator_gradient_norm": norm}
@@ -207,7 +212,7 @@ class Distillation:
         """One backward through each network without a step: DDP orders its buckets in its first."""
         if self._world.size == 1:
             return
-        count = round(self._rollout.share * self._rollout.states / self._world.size)
+        count = round(self._rollout.share * self.states / self._world.size)
         items = torch.arange(count, device=self._world.device)
         states = rollout.fresh(self._student, self._walkers.start(items), 0)  # a pool stays as it is
         x0 = self._student_trained(states.x, states.sigma, states.condition)

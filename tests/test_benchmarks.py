@@ -1,0 +1,64 @@
+"""Benchmarks whose full run needs a GPU or a quarter of an hour: each part of them, on the smallest network."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipestill.networks.adm import Adm
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import gpu
+import rollouts
+
+TINY = Adm(8, 3, 4, 32, (1, 2), 128, 1, (False, True))
+
+
+@pytest.fixture(scope="module")
+def bench() -> gpu.Bench:
+    return gpu.Bench(TINY, torch.device("cpu"), repeats=1)
+
+
+def check(figures: dict[str, Any]) -> None:
+    assert figures.keys() == {"seconds", "per_second", "peak_gib", "share"}
+    assert all(value > 0 for value in figures.values())
+
+
+@pytest.mark.parametrize("rollout", ["fresh", "every_step", "pool"])
+def test_a_turn_of_distillation_is_measured(bench: gpu.Bench, rollout: Any) -> None:
+    check(bench.turn(batch=2, rollout=rollout, precision="bf16", compiled=False))
+
+
+def test_sampling_and_features_are_measured(bench: gpu.Bench) -> None:
+    check(bench.sampling(batch=2, sampler="heun", steps=2, precision="fp32", compiled=False))
+    figures = bench.features(images=40)
+    assert figures["images"] == 40
+    assert figures["per_second"] > 0
+
+
+def test_rollouts_are_summed_up_by_seed() -> None:
+    rows = [
+        {
+            "rollout": "pool",
+            "seed": seed,
+            "updates": updates,
+            "seconds": 2.0 * updates,
+            "student_forwards": 100 * updates,
+        }
+        | {"distance": distance}
+        for seed, updates, distance in ((0, 0, 50.0), (0, 4, 10.0), (0, 8, 12.0), (1, 0, 50.0), (1, 10, 20.0))
+    ]
+    assert rollouts.table(rows) == {
+        "pool": {
+            "last": [12.0, 20.0],
+            "mean_last": 16.0,
+            "mean_best": 15.0,
+            "updates": 9,
+            "seconds_an_update": 2.0,
+            "forwards_an_update": 100.0,
+        }
+    }
