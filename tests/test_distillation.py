@@ -215,7 +215,9 @@ def test_a_pool_takes_each_input_so_often_and_no_older(batch: int, updates: int,
             assert states.outputs is None
             assert len(states.x) == batch
             for x, sigma, label in zip(states.x, states.sigma, states.condition.labels, strict=True):
-                (found,) = [index for index in range(len(walked.x)) if torch.equal(walked.x[index], x)]
+                apart = (walked.x - x).abs().amax(dim=(1, 2, 3))  # not 0: the rollout's batches were smaller
+                found = int(apart.argmin())
+                assert apart[found] < 1e-4 < apart.sort().values[1]
                 taken[found] = taken.get(found, 0) + 1
                 assert sigma == walked.sigma[found]
                 assert label == walked.condition.labels[found]
@@ -227,6 +229,17 @@ def test_a_pool_takes_each_input_so_often_and_no_older(batch: int, updates: int,
         assert sum(taken.values()) == len(seen) == turns * batch  # noise of its own for each
         assert max(taken.values()) <= uses
         assert len(taken) * uses >= turns * batch
+
+
+def test_a_pool_is_filled_by_batches_that_a_turn_has() -> None:
+    run = distillation(rollout="pool", batch=6, pool={"updates": 10})
+    sizes = set()
+    run._student.register_forward_hook(lambda module, inputs, output: sizes.add(len(inputs[0])))
+    run._rollout.take(0)
+    assert run._rollout._count == 40
+    assert sizes == {6, 4}
+    with pytest.raises(ValueError, match="a turn would hold an input twice"):
+        distillation(rollout="pool", pool={"updates": 1, "uses": 3})
 
 
 def test_a_pool_mixes_trajectories() -> None:

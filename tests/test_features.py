@@ -87,6 +87,8 @@ def test_many_classes_keep_what_a_report_shows() -> None:
     kept = kept_items(labels, 1000)
     assert len(kept) == 100
     assert set(kept) == set(pick_items(labels, pick_classes(1000, report.grid_rows), report.grid_columns, 10))
+    assert kept_items(np.full(50_000, 5), 1000) == list(range(100))  # a run of one class that a report does not show
+    assert kept_items(np.arange(7), 1000) == list(range(7))
 
 
 def refused(folder: Path, *command: object) -> str:
@@ -112,20 +114,26 @@ def test_what_does_not_fit_is_refused_in_one_line(
     assert "use the reference of this data" in refused(tmp_path, *sampling, features, "--extractors", digits_reference)
     assert not (tmp_path / "samples").exists()
 
+
+def test_features_are_tied_to_extractors_and_not_to_floors(
+    tmp_path: Path, model: Path, digits: Path, digits_reference: Path
+) -> None:
     samples = sampled(tmp_path, "measured", model, digits_reference, **FEATURES)
-    params = write_params(
-        tmp_path / "reference.yaml",
-        **{
-            "reference.floor": {"counts": [COUNT], "draws": 2},
-            "reference.protocol.kid_subsets": 2,
-            "reference.protocol.kid_subset_size": 20,
-            "reference.classifier.iterations": 3,
-            "sampling.runs": {},
-            "tune": {},
-        },
-    )
-    made = ["reference", "--dataset", digits, "--output", tmp_path / "anew", "--params", params]
-    code, output = run(*made, runs=tmp_path / "runs")
-    assert code == 0, output
     measuring = ["evaluate", "--name", "run", "--samples", samples, "--output", tmp_path / "figures"]
-    assert "features by another reference" in refused(tmp_path, *measuring, "--reference", tmp_path / "anew")
+    for name, iterations in (("floors", 30), ("judge", 3)):  # as the fixture's, or another classifier
+        params = write_params(
+            tmp_path / f"{name}.yaml",
+            **{
+                "reference.floor": {"counts": [COUNT, 30], "draws": 2},
+                "reference.protocol": {"kid_subsets": 3, "kid_subset_size": 20},
+                "reference.classifier": {"channels": [8], "features": 8, "iterations": iterations},
+                "sampling.runs": {},
+                "tune": {},
+            },
+        )
+        made = ["reference", "--dataset", digits, "--output", tmp_path / name, "--params", params]
+        code, output = run(*made, runs=tmp_path / "runs")
+        assert code == 0, output
+    code, output = run(*measuring, "--reference", tmp_path / "floors", runs=tmp_path / "runs")
+    assert code == 0, output
+    assert "features by other extractors" in refused(tmp_path, *measuring, "--reference", tmp_path / "judge")

@@ -116,6 +116,23 @@ def test_ranks_wait_for_a_leader_that_works_alone_longer_than_a_collective_may_t
     assert done.returncode == 0, done.stderr
 
 
+def test_ranks_await_a_leader_in_the_midst_of_their_work(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import time\n"
+        "from pipestill import distributed\n"
+        "with distributed.world(device='cpu', timeout=1.0) as world:\n"
+        "    for turn in range(2):\n"
+        "        if world.leader:\n"
+        "            time.sleep(2.5)\n"
+        "        world.await_leader(f'turn/{turn}')\n"
+        "        world.barrier()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 0, done.stderr
+
+
 def test_rows_of_all_ranks_come_together_in_their_order(tmp_path: Path) -> None:
     script = tmp_path / "rows.py"
     script.write_text(

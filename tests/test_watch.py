@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 import re
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from commands import Command, payload, run, steps_logged, write_params
+from pipestill.errors import InputError
+from pipestill.networks.model import load_model
+from pipestill.stages.watch import Table
+from pipestill.training import following
+from pipestill.training import state as states
 
 UPDATES = 120
 RUN = {
@@ -178,17 +186,21 @@ def test_a_watch_that_comes_late_names_what_was_pruned(tmp_path: Path, digits: P
     assert code == 0, output
     assert (payload(tmp_path / "watched" / "best"), (tmp_path / "watched" / "checkpoints.csv").read_text()) == before
 
-    # one that cannot be read, and one that came after all
+    # one whose weights have gone astray, and one that cannot be read
     (work,) = runs.glob("train/*/training.json")
     (work.parent / "state").mkdir()
+    key = json.loads(work.read_text())["key"]
+    astray = {name: tensor * torch.nan for name, tensor in load_model(tmp_path / "m").unet.state_dict().items()}
+    states.save(work.parent / "state", 99998, {"training": {"ema": astray}}, key=key)
     (work.parent / "state" / "state-000099999.pt").write_bytes(b"PK\x03\x04 not whole")
     code, output = run(*watching(tmp_path, digits_reference, params), runs=runs)
     assert code == 0, output
-    assert rows(tmp_path / "watched")[-1] == found[-1] | {
-        "step": "99999",
-        "checkpoint": "state-000099999",
-        "status": "unreadable",
-    } | {name: "" for name in found[-1] if name not in ("step", "checkpoint", "status")}
+    told = [(row["step"], row["status"], row["fd_classifier"]) for row in rows(tmp_path / "watched")[-2:]]
+    assert told == [("99998", "not finite", ""), ("99999", "unreadable", "")]
+    assert not list((tmp_path / "watched" / "pending").iterdir())
+    code, output = run(*watching(tmp_path, digits_reference, params), runs=runs)
+    assert code == 0, output
+    assert payload(tmp_path / "watched" / "best") == before[0]
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +242,46 @@ def test_what_does_not_fit_is_one_line_and_exit_2(
     assert not (tmp_path / "watched").exists()
 
 
+def test_one_state_is_held_at_a_time_and_what_a_kill_left_is_swept(tmp_path: Path, trained: Path) -> None:
+    (work,) = (trained / "runs").glob("train/*/training.json")
+    told = replace(following.read(work.parent), output=tmp_path / "nowhere")
+    folder, output = tmp_path / "training", tmp_path / "watched"
+    (folder / "state").mkdir(parents=True)
+    for step in (1, 2, 3, 4):
+        (folder / "state" / f"state-{step:09d}.pt").write_bytes(b"state")
+    following.note(folder, 1, 2, 3, 4, 5)
+    output.mkdir()
+    (output / ".watch.json.77.partial").write_text("{")  # killed in its first write
+
+    def held() -> list[str]:
+        return sorted(path.name for path in (output / "pending").iterdir())
+
+    table = Table(folder, told, output, {"by": "fd_classifier"})
+    assert table.next() == "state-000000001"
+    assert held() == ["state-000000001.pt"]
+    assert [(row["step"], row["status"]) for row in rows(output)] == [("5", "pruned")]
+    (folder / "state" / "state-000000001.pt").unlink()
+    (folder / "state" / "state-000000002.pt").unlink()
+    (output / "pending" / "state-000000009.partial").write_bytes(b"killed in its copy")
+
+    table = Table(folder, told, output, {"by": "fd_classifier"})  # started again
+    assert table.next() == "state-000000001"
+    assert held() == ["state-000000001.pt"]
+    table.add("state-000000001", {"fd_classifier": math.nan}, {})
+    assert table.next() == "state-000000003"
+    assert held() == ["state-000000003.pt"]
+    table.add("state-000000003", None, None)
+    assert [(row["step"], row["status"]) for row in rows(output)] == [
+        ("1", "evaluated"),
+        ("2", "pruned"),
+        ("3", "unreadable"),
+        ("5", "pruned"),
+    ]
+    assert "best" not in table.standing  # a figure that is none is not the lowest
+    with pytest.raises(InputError, match="another training, run, reference or --by"):
+        Table(folder, told, output, {"by": "fd_inception"})
+
+
 def test_places_that_are_none_of_a_watch_are_refused(tmp_path: Path, trained: Path, digits_reference: Path) -> None:
     params, runs = setting(tmp_path), trained / "runs"
 
@@ -244,6 +296,10 @@ def test_places_that_are_none_of_a_watch_are_refused(tmp_path: Path, trained: Pa
     assert "holds other things" in refused(tmp_path / "other")
     assert (tmp_path / "other" / "letter.txt").exists()
     assert "no training below" in refused(tmp_path / "new", tmp_path / "nowhere")
+    (work,) = runs.glob("train/*/training.json")
+    (runs / "train" / "older").mkdir()
+    (runs / "train" / "older" / "training.json").write_text("{}")  # of another version
+    assert "lies in the training's own folder" in refused(work.parent / "watched")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "watch.json").write_text("{}")
     assert "is of another training, run, reference or --by" in refused(tmp_path / "mine")

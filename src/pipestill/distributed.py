@@ -74,6 +74,19 @@ class World:
         dist.all_gather(box, padded, group=self.control if tensor.device.type == "cpu" else None)
         return torch.cat([part[:count] for part, count in zip(box, counts, strict=True)])
 
+    def await_leader(self, name: str) -> None:
+        """Ranks wait here until the leader comes, however long it worked alone: no collective's time runs meanwhile.
+
+        `name` is unique to this place and moment.
+        """
+        if self.size == 1:
+            return
+        store = dist.distributed_c10d._get_default_store()
+        if self.leader:
+            store.set(name, "")
+        while not store.check([name]):
+            time.sleep(0.05)
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self.control)

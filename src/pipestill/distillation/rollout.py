@@ -174,8 +174,8 @@ class Pool:
     """One rollout of many trajectories serves several turns: their inputs wait in a pool, outputs never do.
 
     Each input is taken `uses` times and is at most `turns` turns old; then the pool is filled anew. A turn holds equal
-    shares of all steps (by one at most), each from another trajectory where there are enough of them. A state costs
-    1 + 1/uses student forwards, and the rollout's batch is turns/(steps·uses) times that of a turn.
+    shares of all steps (by one at most), mostly of different trajectories. A state costs 1 + 1/uses student
+    forwards; the rollout runs turns/(steps·uses) times a turn's batch of trajectories, a turn's batch at once.
     """
 
     def __init__(self, walkers: Walkers, batch: int, *, turns: int, uses: int) -> None:
@@ -200,9 +200,11 @@ class Pool:
 
     def _fill(self, filling: int) -> None:
         walkers = self._walkers
-        walked = every_step(walkers.student, walkers.start(_items(self._own, filling * self._count, walkers)))
-        own = walked.x.unflatten(0, (walkers.steps, -1)).transpose(0, 1)
-        self._inputs, self._filled = walkers.world.rows(own), filling
+        own = []
+        for items in _items(self._own, filling * self._count, walkers).split(self._slots[1] - self._slots[0]):
+            walked = every_step(walkers.student, walkers.start(items))
+            own.append(walked.x.unflatten(0, (walkers.steps, -1)).transpose(0, 1))
+        self._inputs, self._filled = walkers.world.rows(torch.cat(own)), filling
 
     def _order(self, filling: int) -> tuple[Tensor, Tensor]:
         """Trajectory and step of each state of a filling, in the order in which turns take them."""

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipestill import artifacts, digests
-from pipestill.artifacts import Artifact
+from pipestill.artifacts import Artifact, InputEntry
 from pipestill.config import ClassifierParams, ProtocolParams, check_section
 from pipestill.errors import InputError
 from pipestill.evaluation import classifier, extractors
@@ -216,6 +216,18 @@ class Reference:
                 f"{count} images a seed are too few for subsets of {self.protocol.kid_subset_size} and "
                 f"{self.protocol.neighbours} neighbours: sample more, or lower reference.protocol.kid_subset_size"
             )
+
+    @property
+    def measures(self) -> InputEntry:
+        """What features depend on: the spaces, the classifier and Inception's file, and not parts, floors or counts."""
+        assert self.artifact is not None
+        files = self.artifact.manifest.files
+        stated = {
+            "spaces": {space: self.index.texts[space] for space in self.index.spaces},
+            "classifier": files[CLASSIFIER].sha256 if CLASSIFIER in files else None,
+            "inception": self.index.inception_sha256,
+        }
+        return InputEntry("extractors", digests.of_value(stated))
 
     @property
     def payload(self) -> str:

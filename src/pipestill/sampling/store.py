@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,9 +136,13 @@ def write_samples(
 
 
 def kept_items(labels: NDArray[np.int64], classes: int) -> list[int]:
-    """Items whose images are kept beside features: those that a report shows, in ascending order."""
+    """Items whose images are kept beside features: those that a report shows by default, and the first ones.
+
+    Ascending, GRID_ROWS x GRID_COLUMNS of them where there are so many.
+    """
     shown = pick_items(labels, pick_classes(classes, GRID_ROWS), GRID_COLUMNS, GRID_ROWS)
-    return sorted(item for item in shown if item is not None)
+    kept = dict.fromkeys([*(item for item in shown if item is not None), *range(len(labels))])
+    return sorted(list(kept)[: GRID_ROWS * GRID_COLUMNS])
 
 
 def write_features(
@@ -155,22 +160,18 @@ def write_features(
 
     `spaces` are the dimensions of the spaces in a row, in order; `images` [len(kept), H, W, C] are kept for people.
     """
-    tables = {
-        space: np.lib.format.open_memmap(
-            folder / FEATURES.format(space), mode="w+", dtype=np.float32, shape=(len(labels), dimension)
-        )
-        for space, dimension in spaces.items()
-    }
     bounds = np.cumsum([0, *spaces.values()])
-    first = 0
-    for rows in parts:
-        for number, table in enumerate(tables.values()):
-            table[first : first + len(rows)] = rows[:, bounds[number] : bounds[number + 1]]
-        first += len(rows)
-    for table in tables.values():
-        table.flush()
+    with ExitStack() as stack:
+        tables = [stack.enter_context((folder / FEATURES.format(space)).open("wb")) for space in spaces]
+        for table, dimension in zip(tables, spaces.values(), strict=True):
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(labels), dimension)}
+            np.lib.format.write_array_header_1_0(table, header)
+        for rows in parts:
+            for number, table in enumerate(tables):
+                table.write(rows[:, bounds[number] : bounds[number + 1]].astype("<f4").tobytes())
     np.save(folder / KEPT, images)
-    save_png(_overview(images, len(index.get("classes", ()))), folder / "grid.png")
+    few = len(index.get("classes", ()))
+    save_png(_overview(images, few if few <= GRID_ROWS else 0), folder / "grid.png")
     body = {**index, "shards": [], "shape": list(shape), "features": dict(spaces), "kept": list(kept)}
     _write_index(folder, labels, body)
 

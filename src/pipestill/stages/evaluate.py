@@ -75,6 +75,8 @@ def main(options: argparse.Namespace) -> None:
             dataset=options.dataset,
         )
         return
+    if options.by is not None or options.dataset is not None:
+        raise InputError("--by and --dataset belong to --watch")
     evaluate(
         params.evaluation,
         name=options.name,
@@ -140,8 +142,8 @@ def check(samples: Samples, reference: Reference) -> None:
             "names: use the reference of this data"
         )
     reference.check_count(samples.images_per_seed)
-    if samples.spaces and samples.artifact.manifest.inputs["extractors"].payload != reference.payload:
-        raise InputError(f"{path} holds features by another reference than {against}: sample it anew for this one")
+    if samples.spaces and samples.artifact.manifest.inputs["extractors"] != reference.measures:
+        raise InputError(f"{path} holds features by other extractors than {against}'s: sample it anew for this one")
 
 
 def _measure(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
     from pipestill.distributed import World
     from pipestill.evaluation.extractors import Extractor
+    from pipestill.evaluation.reference import Reference
     from pipestill.networks.model import ModelCard
     from pipestill.sampling.runner import Progress
     from pipestill.work import Work
@@ -106,8 +107,10 @@ def sample(
     if run.store == "features":
         if extractors is None or png is not None:
             raise InputError("store=features measures images and writes none: give --extractors, and no --png")
-        against = artifacts.read(extractors, "reference")
-        inputs["extractors"] = against.as_input
+        from pipestill.evaluation.reference import open_reference
+
+        against = open_reference(extractors)
+        inputs["extractors"] = against.measures
     with work_over_ranks(
         kind="samples",
         stage="sample",
@@ -139,7 +142,7 @@ def _sample(
     source: Artifact,
     tuned: Artifact | None,
     dataset: Path | None,
-    against: Artifact | None,
+    against: Reference | None,
     work: Work,
     world: World,
 ) -> Artifact | None:
@@ -158,7 +161,7 @@ def _sample(
     labels = labels_of(run, card, dataset)
     loaded = load_model(source.path, weights=run.weights, autocast=autocast_type(run.precision))
     denoiser = place(loaded.denoiser, world.device)
-    extractors = None if against is None else _extractors(against.path, card, run, world)
+    extractors = None if against is None else _extractors(against, card, run, world)
     if world.leader:
         say(
             f"{name}: {run.images:,} images for each of {len(run.seeds)} seeds, {recipe.sampler} at {recipe.steps} "
@@ -217,15 +220,12 @@ def _sample(
         "model_payload": source.manifest.payload,
     }
     artifact = work.publish(staging, summary)
-    work.record(finished=True, ranks=world.size, **_timings(progress, total, work))
+    work.record(finished=True, ranks=world.size, **_timings(progress, total, run, work))
     return artifact
 
 
-def _extractors(path: Path, card: ModelCard, run: RunParams, world: World) -> list[Extractor]:
+def _extractors(against: Reference, card: ModelCard, run: RunParams, world: World) -> list[Extractor]:
     """The extractors of a reference, if it was made for what this run samples. Raises InputError."""
-    from pipestill.evaluation.reference import open_reference
-
-    against = open_reference(path)
     against.check_card(card.channels, card.resolution, card.classes)
     against.check_count(run.images)
     return [against.extractor(space, world.device) for space in against.index.spaces]
@@ -249,8 +249,13 @@ def _images_of(
     return numpy.concatenate(found)
 
 
-def _timings(progress: Progress, images: int, work: Work) -> dict[str, Any]:
-    """Seconds an image without start-up; where an earlier attempt sampled everything, what it recorded."""
+def _timings(progress: Progress, images: int, run: RunParams, work: Work) -> dict[str, Any]:
+    """Seconds an image without start-up; where an earlier attempt sampled everything, what it recorded.
+
+    With features the seconds hold their extraction too, so no image's are stated: they would be compared.
+    """
+    if run.store == "features":
+        return {"images": images, "seconds_with_features": round(progress.seconds, 6)}
     earlier = read_record(work.stage, work.key).get("seconds_per_image")
     each = progress.seconds / progress.images if progress.images else earlier
     return {

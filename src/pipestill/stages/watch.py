@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import shutil
 import time
@@ -17,7 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipestill import artifacts
+from pipestill import artifacts, digests
 from pipestill.artifacts import Manifest
 from pipestill.config import OperationParams, RunParams
 from pipestill.errors import InputError, Stopped, nearest
@@ -31,13 +32,14 @@ if TYPE_CHECKING:
 
     from pipestill.distributed import World
     from pipestill.evaluation.reference import Reference
+    from pipestill.sampling.plan import Block
     from pipestill.sampling.recipe import Recipe
     from pipestill.training.following import Description
 
 VERSION = 1
 TABLE, SETTINGS, BEST, PENDING = "checkpoints.csv", "watch.json", "best", "pending"
 PUBLISHED = "published"  # the training's model, once that is there
-EVALUATED, PRUNED, UNREADABLE = "evaluated", "pruned", "unreadable"
+EVALUATED, PRUNED, UNREADABLE, NOT_FINITE = "evaluated", "pruned", "unreadable", "not finite"
 POLL = 1.0  # seconds between looks
 
 
@@ -75,17 +77,26 @@ def watch(
             "name one with weights=ema and without tuned sigmas"
         )
     recipe, against = settle(run, told.card), open_reference(reference)
+    if folder.resolve() in (output.resolve(), *output.resolve().parents):
+        raise InputError(f"{output} lies in the training's own folder, which a watch leaves alone: name another one")
     labels = labels_of(run, told.card, dataset)
     against.check_card(told.card.channels, told.card.resolution, told.card.classes)
     against.check_count(run.images)
     figure = _figure(by, against)
-    settings = {"training": told.key, "reference": against.payload, "by": figure, "run": run.plain()}
+    settings = {
+        "version": VERSION,
+        "training": told.key,
+        "reference": against.payload,
+        "by": figure,
+        "run": run.plain(),
+        "labels": digests.of_bytes(labels.tobytes()),
+    }
     with (
         distributed.world(device=operation.device, threads=run.threads, timeout=operation.timeout) as world,
         locked(output.with_name(f".{output.name}.lock"), output) if world.leader else nullcontext(),
     ):
         table = Table(folder, told, output, settings) if world.leader else None
-        waiting = False
+        waiting, done = False, 0
         while (task := world.broadcast(table.next() if table else "")) != "end":
             if world.agree(world.stop.requested())[0]:
                 raise Stopped("stopped, what is done is kept: start it again to go on")
@@ -97,14 +108,14 @@ def watch(
                 continue
             waiting = False
             weights = _weights(task, output, told)
-            if world.agree(weights is None)[0]:
-                if table:
-                    table.add(task, UNREADABLE)
-                continue
-            assert weights is not None
-            figures = _measured(weights, told, recipe, run, labels, against, output / PENDING / task, world)
+            figures: dict[str, float] | None = {}
+            if not world.agree(weights is None)[0]:
+                assert weights is not None
+                figures = _measured(weights, told, recipe, run, labels, against, output / PENDING / task, world)
             if table:
-                table.add(task, EVALUATED, figures, weights)
+                table.add(task, figures, weights)
+            done += 1
+            world.await_leader(f"watch/{done}")  # it measures alone
         if table:
             say(f"{told.name} is published; {table.standing}")
 
@@ -144,8 +155,11 @@ def _measured(
     against: Reference,
     folder: Path,
     world: World,
-) -> dict[str, float]:
-    """Figures of a network with these weights, means over the run's seeds, on the leader; finished blocks are kept."""
+) -> dict[str, float] | None:
+    """Figures of a network with these weights, means over the run's seeds, on the leader; finished blocks are kept.
+
+    None where a sample is not finite: a note says so beside the blocks, so that a restart knows it too.
+    """
     import numpy as np
     import torch
 
@@ -164,10 +178,17 @@ def _measured(
     denoiser = place(wrapped.requires_grad_(False).eval(), world.device)
     extractors = [against.extractor(space, world.device) for space in against.index.spaces]
     parts = blocks(run.seeds, run.images, run.micro_batch)
+    diverged = folder / "not-finite"
+
+    def compute(block: Block, items: Tensor, classes: Tensor) -> Tensor:
+        x0 = recipe.sample(denoiser, seed=block.seed, items=items, labels=classes, device=world.device)
+        if torch.isfinite(x0).all():
+            return x0
+        write_atomic(diverged, "")
+        return torch.zeros_like(x0)
+
     run_blocks(
-        lambda block, items, classes: recipe.sample(
-            denoiser, seed=block.seed, items=items, labels=classes, device=world.device
-        ),
+        compute,
         parts,
         labels,
         micro_batch=run.micro_batch,
@@ -176,6 +197,8 @@ def _measured(
         name=f"watch/{folder.name}",
         product=in_spaces(extractors),
     )
+    if diverged.exists():
+        return None
     if not world.leader:
         return {}
     size = sum(extractor.dimension for extractor in extractors)
@@ -196,13 +219,15 @@ class Table:
         if (output / SETTINGS).exists():
             if (output / SETTINGS).read_text() != wanted:
                 raise InputError(f"{output} is of another training, run, reference or --by: name another folder")
-        elif output.is_dir() and any(output.iterdir()):
+        elif output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir()):
             raise InputError(f"{output} holds other things: name another folder")
         write_atomic(output / SETTINGS, wanted)
         if (output / TABLE).exists():
             with (output / TABLE).open(newline="") as file:
                 self._rows = {row["checkpoint"]: row for row in csv.DictReader(file)}
         (output / PENDING).mkdir(exist_ok=True)
+        for partial in (output / PENDING).glob("*.partial"):
+            partial.unlink()
         for name in self._rows:
             self._forget(name)
 
@@ -212,11 +237,13 @@ class Table:
 
         finished = self._published()  # looked at before the states, which go when the model comes
         noted = [f"state-{step:09d}" for step in following.noted(self._folder)]
-        for path in state.saved(self._folder / "state"):
-            if path.stem not in self._rows:
-                self._pin(path)
-        pinned = sorted(path.stem for path in (self._output / PENDING).glob("state-*.pt"))
-        gone = [name for name in noted if name not in self._rows and name not in pinned]
+        there = [path for path in state.saved(self._folder / "state") if path.stem not in self._rows]
+        pinned = [path.stem for path in (self._output / PENDING).glob("state-*.pt")]
+        for path in there:  # one is held at a time: a slow watch must not fill the disk with states
+            if not pinned and self._pin(path):
+                pinned = [path.stem]
+        known = {*self._rows, *pinned, *(path.stem for path in there if path.exists())}
+        gone = [name for name in noted if name not in known]
         if gone:
             self._rows |= {name: self._row(name, PRUNED) for name in gone}
             self._write()
@@ -230,12 +257,15 @@ class Table:
     def add(
         self,
         name: str,
-        status: str,
-        figures: Mapping[str, float] | None = None,
-        weights: dict[str, Tensor] | None = None,
+        figures: Mapping[str, float] | None,
+        weights: dict[str, Tensor] | None,
     ) -> None:
-        """Writes down what became of a state; weights of the best one so far are published as `best`."""
-        if figures is not None and weights is not None:
+        """Writes down what became of a state; weights of the best one so far are published as `best`.
+
+        `weights` are None where they could not be read, `figures` where a sample was not finite.
+        """
+        status = UNREADABLE if weights is None else EVALUATED if figures else NOT_FINITE
+        if figures and weights is not None and math.isfinite(figures[self._figure]):
             best = self._best()
             if best is None or figures[self._figure] < float(best[self._figure]):
                 self._keep(name, weights, figures)
@@ -253,7 +283,8 @@ class Table:
         return told if best is None else f"{told}, best {best['checkpoint']} with {float(best[self._figure]):.4g}"
 
     def _best(self) -> dict[str, Any] | None:
-        found = [row for row in self._rows.values() if row["status"] == EVALUATED]
+        evaluated = [row for row in self._rows.values() if row["status"] == EVALUATED]
+        found = [row for row in evaluated if math.isfinite(float(row[self._figure]))]
         return min(found, key=lambda row: float(row[self._figure]), default=None)
 
     def _published(self) -> bool:
@@ -262,20 +293,21 @@ class Table:
         except InputError:
             return False
 
-    def _pin(self, path: Path) -> None:
-        """Takes hold of a state; one that goes meanwhile was pruned."""
+    def _pin(self, path: Path) -> bool:
+        """Takes hold of a state; False where it went meanwhile."""
         pin = self._output / PENDING / path.name
         try:
             os.link(path, pin)
-        except (FileExistsError, FileNotFoundError):
-            return
+        except FileNotFoundError:
+            return False
         except OSError:  # another file system, or one without links
             partial = pin.with_suffix(".partial")
             try:
                 shutil.copyfile(path, partial)
             except FileNotFoundError:
-                return
+                return False
             os.replace(partial, pin)
+        return True
 
     def _forget(self, name: str) -> None:
         (self._output / PENDING / f"{name}.pt").unlink(missing_ok=True)

@@ -77,12 +77,20 @@ def find(place: Path) -> Path:
     if (place / DESCRIPTION).is_file():
         return place
     output = Path(os.path.abspath(place))
-    found = [path for path in runs_root().glob(f"*/*/{DESCRIPTION}") if read(path.parent).output == output]
+    found = [path for path in runs_root().glob(f"*/*/{DESCRIPTION}") if _output_of(path) == output]
     if not found:
         raise InputError(
             f"no training below {runs_root()} makes {place}: name its --output, or its folder there, once it has begun"
         )
     return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def _output_of(description: Path) -> Path | None:
+    """Where the training's model goes; None for a description of another version, which is nobody's."""
+    try:
+        return read(description.parent).output
+    except InputError:
+        return None
 
 
 def note(folder: Path, *steps: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipestill.errors import InputError
+from pipestill.errors import InputError, SurroundingsError
 from pipestill.progress import say
 from pipestill.work import atomically
 
@@ -66,3 +66,5 @@ def load_average(path: Path, *, key: str) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in body["state"]["training"]["ema"].items()}
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         raise InputError(f"{path} cannot be read ({type(error).__name__})") from error
+    except OSError as error:
+        raise SurroundingsError(f"{path} cannot be read now ({error.strerror}): start again") from error
