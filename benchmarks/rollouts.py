@@ -1,6 +1,6 @@
 """Rollouts of distillation: distance against seconds and against student forwards, for each way to get inputs.
 
-    python benchmarks/rollouts.py --output runs/benchmarks/rollouts.json --picture docs/pictures/rollouts.png
+    python benchmarks/rollouts.py --output runs/benchmarks/rollouts.json --picture rollouts.png
 
 Run in a project whose dataset, reference and teacher are there (`pipestill config experiment=textures`, then
 `snakemake artifacts/models/teacher/manifest.json artifacts/reference/manifest.json`). Students differ in `rollout`
@@ -146,13 +146,17 @@ def draw(rows: list[dict[str, Any]], path: Path, unit: str) -> None:
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     for axis, key, label in zip(
-        axes, ("seconds", "student_forwards"), (f"seconds of training ({unit})", "student forwards"), strict=True
+        axes,
+        ("seconds", "student_forwards"),
+        (f"seconds of training ({unit})", "student forwards, thousands"),
+        strict=True,
     ):
+        scale = 1000 if key == "student_forwards" else 1
         for number, way in enumerate(WAYS):
             for seed in sorted({row["seed"] for row in rows}):
                 own = [row for row in rows if (row["rollout"], row["seed"]) == (way, seed)]
                 axis.plot(
-                    [row[key] for row in own],
+                    [row[key] / scale for row in own],
                     [row["distance"] for row in own],
                     color=f"C{number}",
                     alpha=0.8,
@@ -169,8 +173,8 @@ def draw(rows: list[dict[str, Any]], path: Path, unit: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--artifacts", type=Path, default=Path("artifacts"))
-    parser.add_argument("--seconds", type=float, default=240.0, help="training time of each student")
-    parser.add_argument("--marks", type=int, default=8, help="measurements on the way")
+    parser.add_argument("--seconds", type=float, default=150.0, help="training time of each student")
+    parser.add_argument("--marks", type=int, default=10, help="measurements on the way")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--images", type=int, default=1000, help="of each measurement")
