@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from commands import payload, run, write_params
+from pipestill import cli
 from pipestill.config import ReportParams
 from pipestill.errors import InputError
 from pipestill.sampling.store import open_samples
@@ -91,32 +93,38 @@ def test_many_classes_keep_what_a_report_shows() -> None:
     assert kept_items(np.arange(7), 1000) == list(range(7))
 
 
-def refused(folder: Path, *command: object) -> str:
-    code, output = run(*command, runs=folder / "runs")
-    assert code == 2, output
-    return output.strip().splitlines()[-1]
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must be refused; returns its line."""
+    monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "runs"))
+
+    def call(*command: object) -> str:
+        assert cli.main([str(word) for word in command]) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return call
 
 
 def test_what_does_not_fit_is_refused_in_one_line(
-    tmp_path: Path, model: Path, digits: Path, digits_reference: Path
+    tmp_path: Path, model: Path, digits_reference: Path, refused: Callable[..., str]
 ) -> None:
     features = parameters(tmp_path, **FEATURES)
     sampling = ["sample", "--name", "run", "--model", model, "--output", tmp_path / "samples", "--params"]
-    assert "give --extractors, and no --png" in refused(tmp_path, *sampling, features)
+    assert "give --extractors, and no --png" in refused(*sampling, features)
     assert "give --extractors, and no --png" in refused(
-        tmp_path, *sampling, features, "--extractors", digits_reference, "--png", tmp_path / "png"
+        *sampling, features, "--extractors", digits_reference, "--png", tmp_path / "png"
     )
-    assert "belong together" in refused(tmp_path, *sampling, parameters(tmp_path, store="features"))
+    assert "belong together" in refused(*sampling, parameters(tmp_path, store="features"))
     few = parameters(tmp_path, images=30, **FEATURES)
-    assert "has no real-against-real floor" in refused(tmp_path, *sampling, few, "--extractors", digits_reference)
+    assert "has no real-against-real floor" in refused(*sampling, few, "--extractors", digits_reference)
     other = make_model(tmp_path / "other").path
     sampling[4] = other
-    assert "use the reference of this data" in refused(tmp_path, *sampling, features, "--extractors", digits_reference)
+    assert "use the reference of this data" in refused(*sampling, features, "--extractors", digits_reference)
     assert not (tmp_path / "samples").exists()
 
 
 def test_features_are_tied_to_extractors_and_not_to_floors(
-    tmp_path: Path, model: Path, digits: Path, digits_reference: Path
+    tmp_path: Path, model: Path, digits: Path, digits_reference: Path, refused: Callable[..., str]
 ) -> None:
     samples = sampled(tmp_path, "measured", model, digits_reference, **FEATURES)
     measuring = ["evaluate", "--name", "run", "--samples", samples, "--output", tmp_path / "figures"]
@@ -136,4 +144,4 @@ def test_features_are_tied_to_extractors_and_not_to_floors(
         assert code == 0, output
     code, output = run(*measuring, "--reference", tmp_path / "floors", runs=tmp_path / "runs")
     assert code == 0, output
-    assert "features by other extractors" in refused(tmp_path, *measuring, "--reference", tmp_path / "judge")
+    assert "features by other extractors" in refused(*measuring, "--reference", tmp_path / "judge")

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from commands import Command, payload, run, steps_logged, write_params
+from pipestill import cli
 from pipestill.errors import InputError
 from pipestill.networks.model import load_model
 from pipestill.stages.watch import Table
@@ -232,13 +233,17 @@ def test_what_does_not_fit_is_one_line_and_exit_2(
     changes: dict[str, object],
     more: list[object],
     message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     params = setting(tmp_path, **changes)
     places = ["--watch", trained / "m", "--reference", digits_reference, "--output", tmp_path / "watched"]
     command = ["evaluate", "--name", "watched", *places, "--params", params, *more]
-    code, output = run(*command, runs=trained / "runs")
-    assert code == 2, output
-    assert message in output
+    monkeypatch.setenv("PIPESTILL_RUNS", str(trained / "runs"))
+    assert cli.main([str(word) for word in command]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("pipestill evaluate: ")
+    assert message in last
     assert not (tmp_path / "watched").exists()
 
 
@@ -282,14 +287,20 @@ def test_one_state_is_held_at_a_time_and_what_a_kill_left_is_swept(tmp_path: Pat
         Table(folder, told, output, {"by": "fd_inception"})
 
 
-def test_places_that_are_none_of_a_watch_are_refused(tmp_path: Path, trained: Path, digits_reference: Path) -> None:
+def test_places_that_are_none_of_a_watch_are_refused(
+    tmp_path: Path,
+    trained: Path,
+    digits_reference: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     params, runs = setting(tmp_path), trained / "runs"
+    monkeypatch.setenv("PIPESTILL_RUNS", str(runs))
 
     def refused(output: Path, place: Path = trained / "m") -> str:
         places = ["--watch", place, "--reference", digits_reference, "--output", output, "--params", params]
-        code, said = run("evaluate", "--name", "watched", *places, runs=runs)
-        assert code == 2, said
-        return said.strip().splitlines()[-1]
+        assert cli.main(["evaluate", "--name", "watched", *map(str, places)]) == 2
+        return capsys.readouterr().err.splitlines()[-1]
 
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("dear")

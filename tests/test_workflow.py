@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -201,3 +202,19 @@ def test_record_inside_a_dvc_stage_does_nothing(project: Project) -> None:
     said = project.pipestill("record", DVC_STAGE="dvc.yaml:train")
     assert "DVC records by itself" in said
     assert not (project.root / "dvc.lock").exists()
+
+
+def test_nodes_and_ranks_of_a_stage_reach_the_scheduler(tmp_path: Path) -> None:
+    """A job of two nodes with a task for each and the threads of one node's ranks; one node is no MPI job."""
+    over = ("+operation.ranks={train: 4, distill: 2}", "+operation.nodes={train: 2}")
+    text = make_project(tmp_path / "project", "experiment=miniature", *over).snakemake("--dry-run", "--quiet", "host")
+    blocks = {
+        re.search(r"rule (\w+):", block)[1]: block  # type: ignore[index]
+        for block in re.split(r"^\[.*\]\n", text, flags=re.MULTILINE)[1:]
+    }
+    resources = dict(re.findall(r"(\w+)=([^,\n]+)", blocks["train"]))
+    assert (resources["nodes"], resources["mpi"], resources["tasks"]) == ("2", "srun", "2")
+    assert "threads: 2" in blocks["train"]
+    assert "nodes=1" in blocks["distill"]
+    assert "mpi" not in blocks["distill"]
+    assert "threads: 2" in blocks["distill"]

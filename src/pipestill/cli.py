@@ -101,7 +101,7 @@ def _guarded(name: str, arguments: list[str]) -> tuple[int, str]:
         return 130, "interrupted"
     except Exception as error:
         if type(error).__name__ in ("DistBackendError", "DistNetworkError") or "onnection closed by peer" in str(error):
-            return SurroundingsError.exit_code, "lost another rank; its state is kept, start it again"
+            return SurroundingsError.exit_code, f"{launch.LOST_ANOTHER}; its state is kept, start it again"
         traceback.print_exc()
         return 1, f"{type(error).__name__}: {error}"
 
@@ -138,9 +138,9 @@ def run(module: ModuleType, parser: argparse.ArgumentParser, arguments: list[str
 
         os.environ["PIPESTILL_DEADLINE"] = str(time.time() + 60 * deadline)
     if hasattr(module, "ranks") and not launch.is_rank():
-        ranks = module.ranks(options)
+        ranks, nodes = module.ranks(options)
         if ranks > 1:
-            return launch.run_ranks(ranks, [parser.prog.split()[-1], *arguments])
+            return launch.start(ranks, nodes, [parser.prog.split()[-1], *arguments])
     code = module.main(options)
     return int(code or 0), ""
 

@@ -1,26 +1,36 @@
-"""Starting ranks: one process, or torchrun's elastic agent on this node. Only this module knows how ranks are started.
+"""Starting ranks: one process, torchrun's agent on this node, or one agent on each node of a Slurm job through srun.
 
-The same command line runs again in every rank; the ranks leave their outcomes behind, and the launcher turns them
-into one exit code and one message (torchrun itself turns every code into 1).
+Only this module knows how ranks are started. The same command line runs again in every rank; the ranks leave their
+outcomes behind, and the launcher turns them into one exit code and one message (torchrun itself turns every code into
+1). Over nodes the outcomes lie in a folder that all of them see.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pipestill.errors import InputError, Stopped, SurroundingsError
+from pipestill.work import runs_root, write_atomic
 
 OUTCOME = "PIPESTILL_OUTCOME"  # variable naming the folder in which ranks leave their outcomes and process ids
+NODES = "PIPESTILL_NODES"  # variable naming the folder in which the nodes of one launch leave their outcomes
+LOST_ANOTHER = "lost another rank"  # how a rank begins that only suffers from what happened elsewhere
+LOST = "lost"  # file in that folder: a node has failed
 CONSEQUENCES = (signal.SIGTERM, signal.SIGABRT)  # signals by which a rank ends that has lost another
 GRACE = 5.0  # seconds between a rank's failure and the end of those that did not notice
+JOINING = 300  # seconds in which all nodes have to have come
 SHUTDOWN = 600  # seconds that ranks have to save their state and stop when they are asked to
 
 
@@ -49,8 +59,10 @@ def watch_siblings() -> None:
     (folder / f"pid-{own}").write_text(str(os.getpid()))
     others = [rank for rank in range(int(os.environ["LOCAL_WORLD_SIZE"])) if str(rank) != own]
 
+    lost = Path(os.environ[NODES], LOST) if NODES in os.environ else None
+
     def watch() -> None:
-        while not any(_failed(folder, rank) for rank in others):
+        while not any(_failed(folder, rank) for rank in others) and not (lost and lost.exists()):
             time.sleep(0.2)
         time.sleep(GRACE)
         os._exit(SurroundingsError.exit_code)
@@ -76,39 +88,114 @@ def _failed(folder: Path, local_rank: int) -> bool:
         return True
 
 
-def run_ranks(ranks: int, argv: Sequence[str]) -> tuple[int, str]:
-    """Runs `pipestill <argv>` as `ranks` processes on this node; returns the exit code and its message.
+def start(ranks: int, nodes: int, argv: Sequence[str]) -> tuple[int, str]:
+    """Runs `pipestill <argv>` as `ranks` processes, as many on each of `nodes` nodes; exit code and its message.
 
-    A rank that fails ends the others within seconds; SIGTERM, SIGINT and SIGUSR2 reach every rank.
+    A rank that fails ends the others within seconds; SIGTERM, SIGINT and SIGUSR2 reach every rank. Raises InputError
+    where the ranks do not fit the nodes, or there is no Slurm job with so many.
     """
+    if ranks % nodes:
+        raise InputError(f"{ranks} ranks cannot be shared evenly by {nodes} nodes: set operation.ranks to a multiple")
+    if nodes == 1:
+        with tempfile.TemporaryDirectory(prefix="pipestill-ranks-") as outcomes:
+            here = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": f"pipestill-{os.getpid()}"}
+            return _agent(Path(outcomes), argv, nproc_per_node=ranks, min_nodes=1, max_nodes=1, **here)
+    if NODES in os.environ:
+        return _on_a_node(ranks, nodes, argv)
+    return _over_nodes(nodes, argv)
+
+
+def _agent(outcomes: Path, argv: Sequence[str], **settings: Any) -> tuple[int, str]:
+    """Torchrun's agent for this node's ranks, which leave their outcomes in a folder."""
     os.environ.setdefault("LOGLEVEL", "CRITICAL")  # the agent's own lines name no cause that ranks do not name better
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    with tempfile.TemporaryDirectory(prefix="pipestill-ranks-") as outcomes:
-        os.environ |= {OUTCOME: outcomes, "OMP_NUM_THREADS": "1"}
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=ranks,
-            run_id=f"pipestill-{os.getpid()}",
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            max_restarts=0,
-            monitor_interval=0.1,
-            signals_to_handle="SIGTERM,SIGINT,SIGUSR2",
+    os.environ |= {OUTCOME: str(outcomes), "OMP_NUM_THREADS": "1"}
+    config = LaunchConfig(max_restarts=0, monitor_interval=0.1, signals_to_handle="SIGTERM,SIGINT,SIGUSR2", **settings)
+    if hasattr(config, "shutdown_timeout"):
+        config.shutdown_timeout = SHUTDOWN
+    try:
+        elastic_launch(config, sys.executable)("-m", "pipestill", *argv)
+        return 0, ""
+    except ChildFailedError as error:
+        killed = {rank: failure.exitcode for rank, failure in error.failures.items() if failure.exitcode < 0}
+    except SignalException:
+        killed = {}
+    return _outcome(outcomes, killed)
+
+
+def _over_nodes(nodes: int, argv: Sequence[str]) -> tuple[int, str]:
+    """Starts this command once on each node of the Slurm job; each starts its ranks, and all outcomes become one."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or shutil.which("srun") is None:
+        raise InputError(
+            f"{nodes} nodes need a Slurm job: use snakemake --profile cluster_profiles/slurm, start this within "
+            f"sbatch --nodes {nodes}, or set operation.nodes to 1"
         )
-        if hasattr(config, "shutdown_timeout"):
-            config.shutdown_timeout = SHUTDOWN
+    folder = runs_root().absolute() / "nodes" / f"{job}-{os.getpid()}"
+    folder.mkdir(parents=True)
+    tasks = [f"--{name}={nodes}" for name in ("nodes", "ntasks")]
+    command = ["srun", *tasks, "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--export=ALL"]
+    step = subprocess.Popen([*command, sys.executable, "-m", "pipestill", *argv], env=os.environ | {NODES: str(folder)})
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, lambda number, _: step.send_signal(number))
+    while True:
         try:
-            elastic_launch(config, sys.executable)("-m", "pipestill", *argv)
-            return 0, ""
-        except ChildFailedError as error:
-            killed = {rank: failure.exitcode for rank, failure in error.failures.items() if failure.exitcode < 0}
-        except SignalException:
-            killed = {}
-        return _outcome(Path(outcomes), killed)
+            code = step.wait()
+            break
+        except KeyboardInterrupt:  # srun has had it from the terminal and passes it on
+            continue
+    found = _of_nodes(folder, nodes)
+    shutil.rmtree(folder, ignore_errors=True)
+    if found is None:
+        return 3, f"a node ended without a word (srun ended with {code}); its state is kept, start it again"
+    return found
+
+
+def _of_nodes(folder: Path, nodes: int) -> tuple[int, str] | None:
+    """What went wrong first on any node; None where a node said nothing and no other names a cause."""
+    said = [json.loads(path.read_text()) for path in folder.glob("node-*/agent.json")]
+    causes = sorted((each["time"], each["code"], each["message"]) for each in said if each["code"])
+    for _, code, message in causes:
+        if code == InputError.exit_code:
+            return code, message
+    failures = [(code, message) for _, code, message in causes if code != Stopped.exit_code]
+    own = [cause for cause in failures if not cause[1].startswith(LOST_ANOTHER)]
+    if own or (failures and len(said) == nodes):
+        return (own or failures)[0]
+    if len(said) < nodes:
+        return None
+    return causes[0][1:] if causes else (0, "")
+
+
+def _on_a_node(ranks: int, nodes: int, argv: Sequence[str]) -> tuple[int, str]:
+    """As srun's task on one node: its share of the ranks. The job's first node is where all of them meet."""
+    if not {"SLURM_NODEID", "SLURM_JOB_NODELIST", "SLURM_JOB_ID"} <= os.environ.keys():
+        raise SurroundingsError(f"{NODES} is set, but this is no task of srun: unset it")
+    listing = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
+    first = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split()[0]
+    job, step, node = (int(os.environ.get(f"SLURM_{name}", "0")) for name in ("JOB_ID", "STEP_ID", "NODEID"))
+    folder, shared = Path(os.environ[NODES], f"node-{node}"), Path(os.environ[NODES])
+    folder.mkdir()
+    code, message = _agent(
+        folder,
+        argv,
+        nproc_per_node=ranks // nodes,
+        min_nodes=nodes,
+        max_nodes=nodes,
+        rdzv_backend="static",
+        rdzv_endpoint=f"{first}:{20000 + (97 * job + step) % 20000}",
+        rdzv_configs={"rank": node, "timeout": JOINING},
+        run_id=f"pipestill-{job}-{step}",
+    )
+    write_atomic(folder / "agent.json", json.dumps({"time": time.time(), "code": code, "message": message}))
+    if code in (0, InputError.exit_code, Stopped.exit_code):
+        return 0, ""  # srun would end the other nodes' tasks, which may be saving
+    (shared / LOST).touch()
+    time.sleep(GRACE)  # the others' ranks see it, end and say why, before srun ends them
+    return code, ""
 
 
 def _outcome(folder: Path, killed: dict[int, int]) -> tuple[int, str]:

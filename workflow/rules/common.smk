@@ -99,11 +99,22 @@ def entries_of(name):
     return "|".join(stage.entry for stage in STAGES.named(name)) or "(?!)"
 
 
+def nodes_of(name):
+    return config["operation"]["nodes"].get(name, 1)
+
+
 def threads_of(name, dpath):
-    """Threads of one rank, from the parameters, times ranks."""
-    ranks = config["operation"]["ranks"].get(name, 1)
+    """Threads of one rank, from the parameters, times the ranks of a node."""
+    ranks = config["operation"]["ranks"].get(name, 1) // nodes_of(name)
     threads = lookup(dpath=dpath, within=config)
     return lambda wildcards: ranks * (threads(wildcards) if callable(threads) else threads)
+
+
+def over_nodes(name):
+    """What Slurm needs of a stage: its nodes, and over several one task for each, which `pipestill` starts itself."""
+    nodes = nodes_of(name)
+    several = {"mpi": "srun", "tasks": nodes, "tasks_per_gpu": 0}
+    return {"nodes": nodes} | (several if nodes > 1 else {})
 
 
 def log_of(name, entry="{name}"):

@@ -14,6 +14,7 @@ rule distill:
         "../envs/pipestill.yaml"
     threads: threads_of("distill", "distillation/students/{name}/threads")
     resources:
+        **over_nodes("distill"),
         attempt=lambda wildcards, attempt: attempt,
         mem_mb=4000,
         runtime=240,

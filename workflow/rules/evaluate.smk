@@ -13,6 +13,7 @@ rule evaluate:
         "../envs/pipestill.yaml"
     threads: threads_of("evaluate", "evaluation/threads")
     resources:
+        **over_nodes("evaluate"),
         attempt=lambda wildcards, attempt: attempt,
         mem_mb=4000,
         runtime=60,

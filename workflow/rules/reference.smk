@@ -11,6 +11,7 @@ rule reference:
         "../envs/pipestill.yaml"
     threads: threads_of("reference", "reference/threads")
     resources:
+        **over_nodes("reference"),
         attempt=lambda wildcards, attempt: attempt,
         mem_mb=4000,
         runtime=60,

@@ -14,6 +14,7 @@ rule sample:
         "../envs/pipestill.yaml"
     threads: threads_of("sample", "sampling/runs/{name}/threads")
     resources:
+        **over_nodes("sample"),
         attempt=lambda wildcards, attempt: attempt,
         mem_mb=4000,
         runtime=60,

@@ -14,6 +14,7 @@ rule train:
         "../envs/pipestill.yaml"
     threads: threads_of("train", "teachers/{name}/training/threads")
     resources:
+        **over_nodes("train"),
         attempt=lambda wildcards, attempt: attempt,
         mem_mb=4000,
         runtime=240,

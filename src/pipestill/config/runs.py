@@ -19,6 +19,8 @@ from pipestill.config.fields import (
     ordered,
 )
 
+RankedStage = Literal["train", "distill", "sample", "evaluate", "reference"]
+
 
 class ChurnParams(Section):
     """EDM's stochastic sampler (Karras et al. 2022, algorithm 2)."""
@@ -82,7 +84,8 @@ class SamplingParams(Section):
 class OperationParams(Section):
     """What never decides a result: ranks, devices, caches, trackers, previews, time limits."""
 
-    ranks: dict[Literal["train", "distill", "sample", "evaluate", "reference"], Positive] = {}
+    ranks: dict[RankedStage, Positive] = {}
+    nodes: dict[RankedStage, Positive] = {}  # that share the ranks
     device: Literal["auto", "cpu", "cuda"] = "auto"
     cache: Literal["device", "host", "none"] = "host"
     workers: Positive = 2  # processes that decode images

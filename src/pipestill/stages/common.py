@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipestill import artifacts, config
 from pipestill.config import OperationParams, Params
+from pipestill.config.runs import RankedStage
 from pipestill.errors import InputError
 from pipestill.progress import say
 from pipestill.work import open_work
@@ -40,6 +41,9 @@ def add_common(parser: argparse.ArgumentParser, *, output: bool = True, name: st
 def add_launch(parser: argparse.ArgumentParser) -> None:
     """Adds what stages that run over ranks share."""
     parser.add_argument("--ranks", type=_positive, metavar="N", help="processes (default: operation.ranks, else 1)")
+    parser.add_argument(
+        "--nodes", type=_positive, metavar="N", help="nodes of a Slurm job that share them (default: operation.nodes)"
+    )
     add_deadline(parser)
 
 
@@ -74,11 +78,10 @@ def load_params(options: argparse.Namespace) -> Params:
     return config.load(path, options.overrides)
 
 
-def ranks_of(options: argparse.Namespace, stage: str) -> int:
-    """How many ranks this call wants."""
-    if options.ranks is not None:
-        return int(options.ranks)
-    return load_params(options).operation.ranks.get(stage, 1)  # type: ignore[call-overload,no-any-return]
+def ranks_of(options: argparse.Namespace, stage: RankedStage) -> tuple[int, int]:
+    """How many ranks this call wants, over how many nodes."""
+    operation = load_params(options).operation
+    return options.ranks or operation.ranks.get(stage, 1), options.nodes or operation.nodes.get(stage, 1)
 
 
 def entry(section: dict[str, config.Checked], name: str, where: str) -> config.Checked:

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_launch(parser)
 
 
-def ranks(options: argparse.Namespace) -> int:
+def ranks(options: argparse.Namespace) -> tuple[int, int]:
     return ranks_of(options, "sample")
 
 
