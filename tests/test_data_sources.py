@@ -13,7 +13,8 @@ import pytest
 
 from images import class_folders, data_params, encoded, noise
 from pipestill.data.identity import input_of
-from pipestill.data.sources import Source, open_source
+from pipestill.data.source import Source
+from pipestill.data.sources import open_source
 from pipestill.data.transforms import BadImage
 from pipestill.errors import InputError
 

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipestill.data.source import Source
 from pipestill.errors import InputError
-
-if TYPE_CHECKING:
-    from pipestill.data.sources import Source
 
 
 def renamed(source: Source, path: Path) -> Source:

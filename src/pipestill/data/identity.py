@@ -16,7 +16,7 @@ from typing import Any
 
 from pipestill import artifacts, digests
 from pipestill.artifacts import InputEntry
-from pipestill.data.sources import Source
+from pipestill.data.source import Source
 from pipestill.errors import InputError
 from pipestill.progress import Bar
 from pipestill.work import runs_root, write_atomic

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipestill import digests
-from pipestill.data.sources import Source
+from pipestill.data.source import Source
 from pipestill.data.transforms import BadImage, Form, Found, difference_hash, prepare
 from pipestill.errors import Stopped, SurroundingsError
 from pipestill.progress import Bar

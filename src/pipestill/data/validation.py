@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipestill.data.duplicates import exact_groups, near_pairs
 from pipestill.data.ingest import Ingested
-from pipestill.data.sources import Source
+from pipestill.data.source import Source
 from pipestill.data.store import PARTS
 from pipestill.data.transforms import Form
 from pipestill.sampling.pictures import grid, png_bytes

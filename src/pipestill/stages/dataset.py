@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pipestill.artifacts import Artifact
     from pipestill.data.ingest import Ingested
-    from pipestill.data.sources import Source
+    from pipestill.data.source import Source
 
 VERSION = 1
 PRINTED = 20  # bad files that are printed; the report has them all
