@@ -15,7 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+
+from pipestill import cli
 
 PATIENCE = 120.0  # seconds after which a command that should have ended or begun counts as hung
 
@@ -117,6 +120,13 @@ def run(*arguments: object, runs: Path, environment: Mapping[str, str] | None = 
     """Runs a command to its end: exit code and everything that it printed."""
     command = Command(*arguments, runs=runs, environment=environment)
     return command.wait(), command.output
+
+
+def here(*arguments: object, runs: Path) -> None:
+    """Runs a command that must succeed in this process, which has imported everything already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPESTILL_RUNS", str(runs))
+        assert cli.main([str(word) for word in arguments]) == 0
 
 
 def payload(artifact: Path) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from commands import Command, payload, run, steps_logged, write_params
+from commands import Command, here, payload, run, steps_logged, write_params
 from pipestill import cli
 from pipestill.errors import InputError
 from pipestill.networks.model import load_model
@@ -119,11 +119,9 @@ def test_each_state_is_evaluated_once_or_named_as_pruned(tmp_path: Path, digits:
     for model, row in (("m", found[-1]), ("watched/best", best)):
         samples, figures = tmp_path / "samples", tmp_path / "figures"
         sampling = ["--model", tmp_path / model, "--output", samples, "--params", params]
-        code, output = run("sample", "--name", "watched", *sampling, runs=runs)
-        assert code == 0, output
+        here("sample", "--name", "watched", *sampling, runs=runs)
         places = ["--samples", samples, "--reference", digits_reference, "--output", figures, "--params", params]
-        code, output = run("evaluate", "--name", "watched", *places, runs=runs)
-        assert code == 0, output
+        here("evaluate", "--name", "watched", *places, runs=runs)
         metrics = json.loads((figures / "metrics.json").read_text())
         for name in ("fd_efficientnet_lite0", "fd_classifier", "kid_classifier", "class_accuracy"):
             assert float(row[name]) == pytest.approx(metrics[name], rel=1e-4, abs=1e-6), (model, name)
@@ -172,19 +170,19 @@ def test_over_two_ranks_and_from_another_disk_the_table_is_the_same(
     assert watch_for(count, "three", environment={"PYTHONPATH": str(unlinked)}) == whole
 
 
-def test_a_watch_that_comes_late_names_what_was_pruned(tmp_path: Path, digits: Path, digits_reference: Path) -> None:
+def test_a_watch_that_comes_late_names_what_was_pruned(
+    tmp_path: Path, digits: Path, digits_reference: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     params, runs = setting(tmp_path), tmp_path / "runs"
     code, output = run(*training(tmp_path, digits, params), runs=runs)
     assert code == 0, output
     assert f"pipestill evaluate --watch {tmp_path / 'm'}" in output
-    code, output = run(*watching(tmp_path, digits_reference, params), runs=runs)
-    assert code == 0, output
+    here(*watching(tmp_path, digits_reference, params), runs=runs)
     found = check_books(tmp_path, runs)
     assert [row["status"] for row in found] == ["pruned"] * (len(found) - 1) + ["evaluated"]
-    assert f"{len(found) - 1} states were pruned before they could be evaluated: state-" in output
+    assert f"{len(found) - 1} states were pruned before they could be evaluated: state-" in capsys.readouterr().err
     before = payload(tmp_path / "watched" / "best"), (tmp_path / "watched" / "checkpoints.csv").read_text()
-    code, output = run(*watching(tmp_path, digits_reference, params), runs=runs)
-    assert code == 0, output
+    here(*watching(tmp_path, digits_reference, params), runs=runs)
     assert (payload(tmp_path / "watched" / "best"), (tmp_path / "watched" / "checkpoints.csv").read_text()) == before
 
     # one whose weights have gone astray, and one that cannot be read
@@ -194,13 +192,11 @@ def test_a_watch_that_comes_late_names_what_was_pruned(tmp_path: Path, digits: P
     astray = {name: tensor * torch.nan for name, tensor in load_model(tmp_path / "m").unet.state_dict().items()}
     states.save(work.parent / "state", 99998, {"training": {"ema": astray}}, key=key)
     (work.parent / "state" / "state-000099999.pt").write_bytes(b"PK\x03\x04 not whole")
-    code, output = run(*watching(tmp_path, digits_reference, params), runs=runs)
-    assert code == 0, output
+    here(*watching(tmp_path, digits_reference, params), runs=runs)
     told = [(row["step"], row["status"], row["fd_classifier"]) for row in rows(tmp_path / "watched")[-2:]]
     assert told == [("99998", "not finite", ""), ("99999", "unreadable", "")]
     assert not list((tmp_path / "watched" / "pending").iterdir())
-    code, output = run(*watching(tmp_path, digits_reference, params), runs=runs)
-    assert code == 0, output
+    here(*watching(tmp_path, digits_reference, params), runs=runs)
     assert payload(tmp_path / "watched" / "best") == before[0]
 
 
