@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
+LONGEST = ("test_workflow_runs.py", "test_slurm.py")  # begun first, so that no process is left with one at the end
 NOT_INSTALLABLE = ("no GPU here", "no mount namespace here")  # reasons that stand in CI too
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
