@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipestill import launch
+from commands import payload, run, write_params
+from pipestill import cli, launch
 from pipestill.errors import SurroundingsError
 
 BUSY = """
@@ -147,3 +148,43 @@ def test_rows_of_all_ranks_come_together_in_their_order(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = [(tmp_path / str(rank)).read_text() for rank in range(2)]
     assert found == ["[[0, 1], [2, 3], [4, 5], [100, 101], [102, 103]]"] * 2
+
+
+APPTAINER = """#!/bin/sh
+# Stands in for Apptainer, which no package of Debian's brings: says how it was called and starts what it was to start.
+echo "apptainer $*" >> {calls}
+while [ "$1" != pipestill ]; do shift; done
+shift
+exec {python} -m pipestill "$@"
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_start_in_an_image_once(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    program, calls = tmp_path / "apptainer", tmp_path / "calls"
+    program.write_text(APPTAINER.format(calls=calls, python=sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    training = {"iterations": 2, "batch": 16, "validate_every": 0}
+    changes = {"teachers.teacher.training": training, "operation": {"container": "still.sif"}}
+    params = write_params(tmp_path / "params.yaml", **changes)
+    words = ["train", "--name", "teacher", "--dataset", digits, "--params", params, "--ranks", ranks]
+    code, output = run(*words, "--output", tmp_path / "m", runs=tmp_path / "runs")
+    assert code == 0, output
+    (call,) = calls.read_text().splitlines()
+    assert call.startswith("apptainer exec --nv still.sif pipestill train --name teacher")
+    assert f"{ranks} ranks" in output
+    assert payload(tmp_path / "m")
+
+
+def test_an_image_without_apptainer_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(launch.CONTAINER, raising=False)
+    params = write_params(tmp_path / "params.yaml", operation={"container": "still.sif"})
+    words = ["train", "--name", "teacher", "--dataset", tmp_path, "--output", tmp_path / "m", "--params", params]
+    assert cli.main([str(word) for word in words]) == 2
+    assert "operation.container=still.sif needs apptainer" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from pipestill import __version__, launch
+from pipestill import __version__, launch, logs
 from pipestill.errors import InputError, PipestillError, Stopped, SurroundingsError, nearest
 from pipestill.stopping import STOPPED
 
@@ -40,9 +40,11 @@ COMMANDS = {
     "sync": "let Snakemake accept what DVC brought",
     "repro": "dvc repro that goes on after a time limit",
     "trace": "print the chain from a figure back to the images",
+    "status": "which stages are done, running, stopped, and how far they are",
     "doctor": "check this installation and this project",
 }
 MISPLACED = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+LOST_PEER = ("onnection closed by peer", "onnection reset by peer")  # in what gloo raises
 EXIT_CODES = (
     "exit codes: 0 done, or nothing to do; 75 stopped with its state saved, start it again; "
     "2 the input is wrong; 3 the surroundings failed; anything else is a bug"
@@ -61,13 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0 if not arguments else 2
     name, rest = arguments[0], arguments[1:]
-    if name not in ("config", "record", "sync", "repro", "trace", "doctor", "report", "example", "fetch"):
+    if name not in ("config", "record", "sync", "repro", "trace", "status", "doctor", "report", "example", "fetch"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     if launch.is_rank():
         launch.die_with_launcher()
         launch.watch_siblings()
+        logs.keep_own(int(os.environ["RANK"]))
+    elif name in _stages():
+        launch.note_job()
     code, message = _guarded(name, rest)
-    if message and not launch.is_rank():
+    if message and not launch.is_collected():
         print(f"pipestill {name}: {message}", file=sys.stderr)
     if code == Stopped.exit_code and STOPPED in os.environ:
         Path(os.environ[STOPPED]).touch()
@@ -100,7 +105,8 @@ def _guarded(name: str, arguments: list[str]) -> tuple[int, str]:
     except KeyboardInterrupt:
         return 130, "interrupted"
     except Exception as error:
-        if type(error).__name__ in ("DistBackendError", "DistNetworkError") or "onnection closed by peer" in str(error):
+        lost = any(sign in str(error) for sign in LOST_PEER)
+        if lost or type(error).__name__ in ("DistBackendError", "DistNetworkError"):
             return SurroundingsError.exit_code, f"{launch.LOST_ANOTHER}; its state is kept, start it again"
         traceback.print_exc()
         return 1, f"{type(error).__name__}: {error}"
@@ -137,10 +143,13 @@ def run(module: ModuleType, parser: argparse.ArgumentParser, arguments: list[str
         import time
 
         os.environ["PIPESTILL_DEADLINE"] = str(time.time() + 60 * deadline)
-    if hasattr(module, "ranks") and not launch.is_rank():
-        ranks, nodes = module.ranks(options)
-        if ranks > 1:
-            return launch.start(ranks, nodes, [parser.prog.split()[-1], *arguments])
+    if hasattr(module, "spread") and not launch.is_rank():
+        command = [parser.prog.split()[-1], *arguments]
+        spread: launch.Spread = module.spread(options)
+        if spread.ranks > 1:
+            return launch.start(spread, command, entry=getattr(options, "name", None))
+        if spread.image is not None:
+            launch.within(spread.image, command)
     code = module.main(options)
     return int(code or 0), ""
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipestill.errors import InputError
-from pipestill.stopping import StopRequest
+from pipestill.stopping import MARGIN, StopRequest
 
 Value = TypeVar("Value")
 LEFT = "pipestill/leader-left"  # key in the store
@@ -84,8 +84,7 @@ class World:
         store = dist.distributed_c10d._get_default_store()
         if self.leader:
             store.set(name, "")
-        while not store.check([name]):
-            time.sleep(0.05)
+        _wait_for(store, name)
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -133,10 +132,11 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 
 @contextmanager
-def world(*, device: str = "auto", threads: int = 1, timeout: float = 600.0) -> Iterator[World]:
+def world(*, device: str = "auto", threads: int = 1, timeout: float = 600.0, margin: float = MARGIN) -> Iterator[World]:
     """Joins the group of ranks and leaves it at the end; `timeout` is how long a collective may take, in seconds.
 
-    Threads are set for every rank: another number of threads gives other bits.
+    The work is asked to stop `margin` seconds before its job ends. Threads are set for every rank: another number of
+    threads gives other bits.
     """
     torch.set_num_threads(threads)
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -144,7 +144,7 @@ def world(*, device: str = "auto", threads: int = 1, timeout: float = 600.0) -> 
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    group = World(rank, size, chosen)
+    group = World(rank, size, chosen, stop=StopRequest(margin))
     with group.stop.listening(hand_back=size == 1):  # a launcher passes on a Ctrl-C that ranks have seen already
         if size == 1:
             yield group
@@ -160,6 +160,14 @@ def world(*, device: str = "auto", threads: int = 1, timeout: float = 600.0) -> 
             dist.destroy_process_group()
 
 
+def _wait_for(store: Any, key: str) -> None:
+    """Waits until a key is in the store, however long that takes."""
+    pause = 0.001
+    while not store.check([key]):
+        time.sleep(pause)
+        pause = min(1.2 * pause, 0.05)
+
+
 def _await_leader(group: World) -> None:
     """Ranks leave after the leader, however long it works alone at the end: no collective waits for it.
 
@@ -167,8 +175,7 @@ def _await_leader(group: World) -> None:
     """
     store = dist.distributed_c10d._get_default_store()
     if not group.leader:
-        while not store.check([LEFT]):
-            time.sleep(0.05)
+        _wait_for(store, LEFT)
         store.add(FAREWELLS, 1)
         return
     store.set(LEFT, "")

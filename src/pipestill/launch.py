@@ -18,13 +18,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from pipestill import logs, status
 from pipestill.errors import InputError, Stopped, SurroundingsError
+from pipestill.progress import say
+from pipestill.stopping import JOB_END
 from pipestill.work import runs_root, write_atomic
 
 OUTCOME = "PIPESTILL_OUTCOME"  # variable naming the folder in which ranks leave their outcomes and process ids
+HEAD = "PIPESTILL_HEAD"  # variable naming the node where the ranks of several nodes meet
+CONTAINER = "PIPESTILL_CONTAINER"  # variable naming the image that this process runs in
 NODES = "PIPESTILL_NODES"  # variable naming the folder in which the nodes of one launch leave their outcomes
 LOST_ANOTHER = "lost another rank"  # how a rank begins that only suffers from what happened elsewhere
 LOST = "lost"  # file in that folder: a node has failed
@@ -32,11 +39,66 @@ CONSEQUENCES = (signal.SIGTERM, signal.SIGABRT)  # signals by which a rank ends 
 GRACE = 5.0  # seconds between a rank's failure and the end of those that did not notice
 JOINING = 300  # seconds in which all nodes have to have come
 SHUTDOWN = 600  # seconds that ranks have to save their state and stop when they are asked to
+ANSWER = 30  # seconds in which Slurm's controller has to answer
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """The Slurm job that this process runs in; its end in Unix seconds where it has one."""
+
+    number: str
+    nodes: int
+    listing: str  # of its nodes, as Slurm writes it
+    end: float | None
+
+
+def slurm_job() -> SlurmJob | None:
+    """The job that this process runs in; None where there is none, or its controller does not say."""
+    number = os.environ.get("SLURM_JOB_ID")
+    if number is None or shutil.which("scontrol") is None:
+        return None
+    question = ["scontrol", "show", "job", "--oneliner", number]
+    try:
+        said = subprocess.run(question, capture_output=True, text=True, check=True, timeout=ANSWER).stdout
+        facts = dict(word.split("=", 1) for word in said.split() if "=" in word)
+        return SlurmJob(number, int(facts["NumNodes"].split("-")[0]), facts["NodeList"], _moment(facts["EndTime"]))
+    except (subprocess.SubprocessError, OSError, ValueError, KeyError) as error:
+        say(f"Slurm does not say when job {number} ends ({type(error).__name__}): no time limit is heeded")
+        return None
+
+
+def _first(listing: str) -> str:
+    """The first of the nodes that Slurm lists as `n[1-2]`."""
+    names = ["scontrol", "show", "hostnames", listing]
+    return subprocess.run(names, capture_output=True, text=True, check=True).stdout.split()[0]
+
+
+def _moment(text: str) -> float | None:
+    """Unix seconds of Slurm's local time; None for a job without a limit."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None
+
+
+def note_job() -> None:
+    """Leaves the job's number and its end in the environment, for this process and those that it starts."""
+    if status.JOB in os.environ or "SLURM_JOB_ID" not in os.environ:
+        return
+    job = slurm_job()
+    os.environ[status.JOB] = os.environ["SLURM_JOB_ID"]
+    if job is not None and job.end is not None:
+        os.environ.setdefault(JOB_END, str(job.end))
 
 
 def is_rank() -> bool:
     """Whether this process is a rank already."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_collected() -> bool:
+    """Whether a launcher of ours collects this rank's outcome and says what it was."""
+    return is_rank() and OUTCOME in os.environ
 
 
 def die_with_launcher() -> None:
@@ -88,21 +150,48 @@ def _failed(folder: Path, local_rank: int) -> bool:
         return True
 
 
-def start(ranks: int, nodes: int, argv: Sequence[str]) -> tuple[int, str]:
-    """Runs `pipestill <argv>` as `ranks` processes, as many on each of `nodes` nodes; exit code and its message.
+@dataclass(frozen=True)
+class Spread:
+    """How a stage is started: its ranks, the nodes that share them, and the Apptainer image that they run in."""
 
-    A rank that fails ends the others within seconds; SIGTERM, SIGINT and SIGUSR2 reach every rank. Raises InputError
-    where the ranks do not fit the nodes, or there is no Slurm job with so many.
+    ranks: int = 1
+    nodes: int = 1
+    image: str | None = None
+
+
+def start(spread: Spread, argv: Sequence[str], *, entry: str | None = None) -> tuple[int, str]:
+    """Runs `pipestill <argv>` as so many ranks, as many on each node; exit code and its message.
+
+    A rank that fails ends the others within seconds; SIGTERM, SIGINT and SIGUSR2 reach every rank. Where the Slurm job
+    has fewer nodes than wanted, those do the work with as many ranks each. Ranks other than the leader print to files
+    of their own, below the logs of `entry`. Raises InputError where the ranks do not fit the nodes, or there is no
+    Slurm job.
     """
+    ranks, nodes = spread.ranks, spread.nodes
+    os.environ.setdefault(status.LOG, str(logs.folder(runs_root().absolute(), argv[0], entry) / "by-hand"))
     if ranks % nodes:
         raise InputError(f"{ranks} ranks cannot be shared evenly by {nodes} nodes: set operation.ranks to a multiple")
     if nodes == 1:
+        if spread.image is not None:
+            within(spread.image, argv)
         with tempfile.TemporaryDirectory(prefix="pipestill-ranks-") as outcomes:
             here = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": f"pipestill-{os.getpid()}"}
             return _agent(Path(outcomes), argv, nproc_per_node=ranks, min_nodes=1, max_nodes=1, **here)
     if NODES in os.environ:
         return _on_a_node(ranks, nodes, argv)
-    return _over_nodes(nodes, argv)
+    job = slurm_job()
+    if job is None or shutil.which("srun") is None:
+        raise InputError(
+            f"{nodes} nodes need a Slurm job: use snakemake --profile slurm, start this within "
+            f"sbatch --nodes {nodes}, or set operation.nodes to 1"
+        )
+    if job.nodes < nodes:
+        fewer = ranks // nodes * job.nodes
+        say(f"job {job.number} has {job.nodes} of {nodes} nodes: {fewer} of {ranks} ranks share the same batches")
+        argv, ranks, nodes = [*argv, "--ranks", str(fewer), "--nodes", str(job.nodes)], fewer, job.nodes
+        if nodes == 1:
+            return start(Spread(ranks, nodes, spread.image), argv, entry=entry)
+    return _over_nodes(job, nodes, argv, spread.image)
 
 
 def _agent(outcomes: Path, argv: Sequence[str], **settings: Any) -> tuple[int, str]:
@@ -123,22 +212,35 @@ def _agent(outcomes: Path, argv: Sequence[str], **settings: Any) -> tuple[int, s
         killed = {rank: failure.exitcode for rank, failure in error.failures.items() if failure.exitcode < 0}
     except SignalException:
         killed = {}
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun's, to a node that has ended; the agent would raise it here
     return _outcome(outcomes, killed)
 
 
-def _over_nodes(nodes: int, argv: Sequence[str]) -> tuple[int, str]:
+def within(image: str, argv: Sequence[str]) -> NoReturn:
+    """Becomes `pipestill <argv>` in an Apptainer image. Raises InputError where there is no Apptainer."""
+    if shutil.which("apptainer") is None:
+        raise InputError(f"operation.container={image} needs apptainer, which is not installed here")
+    os.environ[CONTAINER] = image
+    command = _command(image, argv)
+    os.execvp(command[0], command)
+
+
+def _command(image: str | None, argv: Sequence[str]) -> list[str]:
+    """`pipestill <argv>` as it is started here, or in an image that sees the GPUs, this folder and the variables."""
+    if image is None:
+        return [sys.executable, "-m", "pipestill", *argv]
+    return ["apptainer", "exec", "--nv", image, "pipestill", *argv]
+
+
+def _over_nodes(job: SlurmJob, nodes: int, argv: Sequence[str], image: str | None) -> tuple[int, str]:
     """Starts this command once on each node of the Slurm job; each starts its ranks, and all outcomes become one."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None or shutil.which("srun") is None:
-        raise InputError(
-            f"{nodes} nodes need a Slurm job: use snakemake --profile cluster_profiles/slurm, start this within "
-            f"sbatch --nodes {nodes}, or set operation.nodes to 1"
-        )
-    folder = runs_root().absolute() / "nodes" / f"{job}-{os.getpid()}"
+    folder = runs_root().absolute() / "nodes" / f"{job.number}-{os.getpid()}"
     folder.mkdir(parents=True)
     tasks = [f"--{name}={nodes}" for name in ("nodes", "ntasks")]
     command = ["srun", *tasks, "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--export=ALL"]
-    step = subprocess.Popen([*command, sys.executable, "-m", "pipestill", *argv], env=os.environ | {NODES: str(folder)})
+    variables = {NODES: str(folder), HEAD: _first(job.listing)} | ({} if image is None else {CONTAINER: image})
+    step = subprocess.Popen([*command, *_command(image, argv)], env=os.environ | variables)
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda number, _: step.send_signal(number))
     while True:
@@ -172,10 +274,8 @@ def _of_nodes(folder: Path, nodes: int) -> tuple[int, str] | None:
 
 def _on_a_node(ranks: int, nodes: int, argv: Sequence[str]) -> tuple[int, str]:
     """As srun's task on one node: its share of the ranks. The job's first node is where all of them meet."""
-    if not {"SLURM_NODEID", "SLURM_JOB_NODELIST", "SLURM_JOB_ID"} <= os.environ.keys():
+    if not {"SLURM_NODEID", "SLURM_JOB_ID", HEAD} <= os.environ.keys():
         raise SurroundingsError(f"{NODES} is set, but this is no task of srun: unset it")
-    listing = ["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]
-    first = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split()[0]
     job, step, node = (int(os.environ.get(f"SLURM_{name}", "0")) for name in ("JOB_ID", "STEP_ID", "NODEID"))
     folder, shared = Path(os.environ[NODES], f"node-{node}"), Path(os.environ[NODES])
     folder.mkdir()
@@ -186,7 +286,7 @@ def _on_a_node(ranks: int, nodes: int, argv: Sequence[str]) -> tuple[int, str]:
         min_nodes=nodes,
         max_nodes=nodes,
         rdzv_backend="static",
-        rdzv_endpoint=f"{first}:{20000 + (97 * job + step) % 20000}",
+        rdzv_endpoint=f"{os.environ[HEAD]}:{20000 + (97 * job + step) % 20000}",
         rdzv_configs={"rank": node, "timeout": JOINING},
         run_id=f"pipestill-{job}-{step}",
     )
@@ -213,7 +313,7 @@ def _outcome(folder: Path, killed: dict[int, int]) -> tuple[int, str]:
             return code, message
     silent = [(rank, -number) for rank, number in killed.items() if not (folder / str(rank)).exists()]
     causes = [found for found in silent if found[1] not in CONSEQUENCES]
-    failures = [(code, message) for _, _, code, message in sorted(left) if code]
+    failures = [(code, message + _where(rank, code)) for _, rank, code, message in sorted(left) if code]
     if failures and not causes:
         return failures[0]
     if silent:
@@ -222,11 +322,17 @@ def _outcome(folder: Path, killed: dict[int, int]) -> tuple[int, str]:
     return 3, "a rank ended without a word: see its output above"
 
 
+def _where(rank: int, code: int) -> str:
+    """Where the output of a rank lies that ended as only a bug does; the leader's stands in the terminal."""
+    bug = code not in (0, InputError.exit_code, SurroundingsError.exit_code, Stopped.exit_code)
+    prefix = os.environ.get(status.LOG)
+    return f" (its output: {logs.of_rank(prefix, rank)})" if bug and rank and prefix else ""
+
+
 def leave_outcome(code: int, message: str) -> None:
     """Leaves this rank's exit code and message where the launcher looks."""
-    folder = os.environ.get(OUTCOME)
-    if folder and is_rank():
-        rank = os.environ["RANK"]
+    if is_collected():
+        folder, rank = os.environ[OUTCOME], os.environ["RANK"]
         partial = Path(folder, f".{rank}")
         partial.write_text(f"{time.time()}\n{code}\n{message}")
         partial.rename(Path(folder, rank))

@@ -5,12 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
 LINE_EVERY = 5.0  # seconds between lines where no terminal is
+
+
+_shown: list[Bar] = []  # the bar that was advanced last, for whoever asks how far this process is
+
+
+def current() -> dict[str, Any] | None:
+    """How far the work that is shown is: label, done, total, unit, rate in units a second, figures; None before any."""
+    return _shown[0].facts() if _shown else None
 
 
 class Bar:
@@ -33,6 +41,8 @@ class Bar:
     def advance(self, count: int = 1, **figures: float) -> None:
         """Counts `count` more as done and shows the figures beside it."""
         self._done += count
+        if self._show:
+            _shown[:] = [self]
         if figures:
             self._figures = " ".join(f"{name}={value:.4g}" for name, value in figures.items())
         if self._bar is not None:
@@ -47,9 +57,22 @@ class Bar:
         elif self._show:
             self._line()
 
+    def _rate(self) -> float:
+        return (self._done - self._first) / max(time.monotonic() - self._started, 1e-9)
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "label": self._label,
+            "done": self._done,
+            "total": self._total,
+            "unit": self._unit,
+            "rate": self._rate(),
+            "figures": self._figures,
+        }
+
     def _line(self) -> None:
-        now = self._last_line = time.monotonic()
-        rate = (self._done - self._first) / max(now - self._started, 1e-9)
+        self._last_line = time.monotonic()
+        rate = self._rate()
         left = max(self._total - self._done, 0) / rate if rate else 0.0
         share = 100 * self._done / max(self._total, 1)
         done, total, unit = f"{self._done}", f"{self._total}", self._unit

@@ -1,4 +1,4 @@
-"""Being asked to stop: signals and a deadline, remembered until a loop is at a step boundary and asks."""
+"""Being asked to stop: signals, a deadline and the end of a job, remembered until a loop at a step boundary asks."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ from types import FrameType
 from pipestill.errors import InputError
 
 STOPPED = "PIPESTILL_STOPPED"  # names a file that a stage leaves when it stops with exit 75, for `pipestill repro`
+DEADLINE = "PIPESTILL_DEADLINE"  # Unix seconds at which a stage is to stop
+JOB_END = "PIPESTILL_JOB_END"  # Unix seconds at which a scheduler ends the job, whatever it is doing
+MARGIN = 60.0  # seconds before that end
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 AGAIN = 2.0  # seconds after which another Ctrl-C is a second one; a launcher passes on the first at once
 
 
 class StopRequest:
-    """SIGTERM, SIGINT, SIGUSR2 and a deadline, folded into one question that a loop asks at its step boundary."""
+    """SIGTERM, SIGINT, SIGUSR2, a deadline and a job's end, folded into one question that a loop asks at its steps.
 
-    def __init__(self) -> None:
+    `margin` is how many seconds before its job's end the work stops at the latest.
+    """
+
+    def __init__(self, margin: float = MARGIN) -> None:
         self.reason: str | None = None
+        self.margin = margin
         self._first: float | None = None  # when the first signal came
-        deadline = os.environ.get("PIPESTILL_DEADLINE")  # Unix seconds, set by the launcher
-        try:
-            self._deadline = float(deadline) if deadline else None
-        except ValueError:
-            raise InputError(
-                f"PIPESTILL_DEADLINE={deadline} is no time: give Unix seconds, or use --deadline-min"
-            ) from None
+        self._deadline, self._job_end = _moment(DEADLINE), _moment(JOB_END)
 
     def requested(self) -> bool:
-        if self.reason is None and self._deadline is not None and time.time() >= self._deadline:
+        now = time.time()
+        if self.reason is None and self._deadline is not None and now >= self._deadline:
             self.reason = "its time limit"
+        if self.reason is None and self._job_end is not None and now >= self._job_end - self.margin:
+            self.reason = "the end of its job"
         return self.reason is not None
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -59,3 +63,12 @@ class StopRequest:
         finally:
             if hand_back:
                 signal.signal(signal.SIGINT, before[signal.SIGINT] or signal.default_int_handler)
+
+
+def _moment(variable: str) -> float | None:
+    """The Unix seconds that a variable holds. Raises InputError."""
+    text = os.environ.get(variable)
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise InputError(f"{variable}={text} is no time: give Unix seconds, or use --deadline-min") from None

@@ -19,9 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipestill import artifacts
+from pipestill import artifacts, status
 from pipestill.artifacts import Artifact, InputEntry, Manifest
 from pipestill.errors import InputError, Stopped, SurroundingsError
+
+STATE = "PIPESTILL_STATE"  # names a file in which a stage notes where its state lies, for attempt.sh
 
 
 def runs_root() -> Path:
@@ -128,9 +130,11 @@ def open_work(
     inputs: Mapping[str, InputEntry],
     output: Path,
     leader: bool = True,
+    ranks: int = 1,
 ) -> Iterator[Work]:
     """Opens a piece of work; the leader (rank 0) holds its lock and that of the output until the end.
 
+    The leader also says how the work goes (`status.py`), and notes for whoever counts attempts where its state lies.
     On other ranks `done` is None: the leader says whether there is anything to do. Raises InputError where the output
     would replace something else, SurroundingsError when another process holds a lock.
     """
@@ -144,11 +148,21 @@ def open_work(
         if leader:
             _sweep(work)
         try:
-            yield work
+            with _told(work, ranks) if leader and work.done is None else _nothing():
+                yield work
         except Stopped:
             if leader:
                 work.record()  # so that the seconds of all attempts add up
             raise
+
+
+@contextmanager
+def _told(work: Work, ranks: int) -> Iterator[None]:
+    if STATE in os.environ:
+        write_atomic(Path(os.environ[STATE]), str((work.folder / "state").absolute()))
+    facts = {"stage": work.stage, "key": work.key, "output": str(work.output), "ranks": ranks}
+    with status.told(work.folder / status.FILE, facts, write_atomic):
+        yield
 
 
 def _sweep(work: Work) -> None:

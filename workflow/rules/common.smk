@@ -8,7 +8,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from pipestill import config as parameters_file
-from pipestill import pipeline, tools
+from pipestill import logs, pipeline, tools
 from pipestill.errors import PipestillError
 from pipestill.stages import fetch
 
@@ -127,18 +127,14 @@ def benchmark_of(name, entry="{name}"):
 
 def say_what_failed():
     """Once more, at the end, the last line of each stage that failed in this run: Snakemake's own lines bury it."""
-    for outcome in sorted(Path(RUNS, "logs").glob("*/*.exit"), key=lambda path: path.stat().st_mtime):
-        code = outcome.read_text().strip()
-        if outcome.stat().st_mtime < BEGUN or code == "0":
-            continue
-        kept = outcome.with_suffix(".said")  # attempt.sh's copy of the log, which Snakemake does not remove
-        said = [line for line in kept.read_text(errors="replace").splitlines() if line.strip()] if kept.exists() else []
-        name = f"{outcome.parent.name} {outcome.stem}".removesuffix(" all")
-        print(f"{name} ended with {code}: {said[-1] if said else 'it said nothing'}", file=sys.stderr)
+    places = {path.parent: logs.last(path.parent) for path in Path(RUNS, "logs").glob("*/*/outcome")}
+    failed = {place: ended for place, ended in places.items() if ended and ended.code and ended.time >= BEGUN}
+    for place, ended in sorted(failed.items(), key=lambda item: item[1].time):
+        name = f"{place.parent.name} {place.name}".removesuffix(" all")
+        print(f"{name} ended with {ended.code}: {ended.said}", file=sys.stderr)
 
 
-# One attempt at a stage. Its lines go to the terminal and to the log; a further attempt (--retries) is made only after
-# one that stopped at its time limit with its state saved.
+# One attempt at a stage, which says itself whether a further one (--retries) has any sense.
 ATTEMPT = "bash workflow/scripts/attempt.sh {resources.attempt} {log:q} {params.command:q}"
 
 

@@ -1,22 +1,42 @@
 #!/usr/bin/env bash
-# One attempt at a stage: attempt.sh NUMBER LOG COMMAND. Its lines go to the terminal and to LOG.
-# A stage that stopped at its time limit (exit 75) has its state saved and may be started again; after any other
-# failure a further attempt would only fail again, so it ends at once with the code of the one before, and puts back the
-# log, which Snakemake removes before each attempt.
+# One attempt at a stage: attempt.sh NUMBER LOG COMMAND. Its lines go to the terminal, to LOG and to a log of this attempt
+# alone in a folder beside LOG, which stays when Snakemake removes LOG before the next attempt.
+# A stage that stopped, was killed or lost a rank is tried again and goes on from its saved state. Wrong input (exit 2) is
+# not, and after two attempts in a row that saved nothing further ones end at once: they would only do the same.
 set -uo pipefail
 number=$1 log=$2 command=$3
-outcome=${log%.log}.exit said=${log%.log}.said
-if [ "$number" -gt 1 ]; then
-    before=$(cat "$outcome" 2>/dev/null || echo 1)
-    if [ "$before" != 75 ]; then
-        cp "$said" "$log" 2>/dev/null
-        echo "not tried again: the attempt before ended with $before, and only 75 asks for another" >&2
-        exit "$before"
-    fi
+folder=${log%.log}
+outcome=$folder/outcome futile=$folder/futile before=$folder/before
+export PIPESTILL_STATE=$folder/state PIPESTILL_ATTEMPT=$number PIPESTILL_LOG=$folder/$(date -u +%Y%m%dT%H%M%S)-$number
+mkdir -p "$folder"
+
+saved() { # names and sizes of what the stage has saved to go on from; it notes in the file `state` where that lies
+    find "$(cat "$PIPESTILL_STATE" 2>/dev/null || echo /nowhere)" -type f ! -name '.*' -printf '%P %s\n' 2>/dev/null | sort
+}
+
+give_up() {
+    last=$(cd "$folder" && ls ./*.log 2>/dev/null | grep -v -e -rank- | tail -1)
+    [ -z "$last" ] || cp "$folder/$last" "$log"
+    echo "not tried again: $1" >&2
+    exit "$2"
+}
+
+if [ "$number" = 1 ]; then
+    echo 0 > "$futile"
+    rm -f "$PIPESTILL_STATE"
+else
+    code=$(cat "$outcome" 2>/dev/null || echo 3) # killed: nobody wrote it down
+    [ "$(saved)" = "$(cat "$before")" ] || echo 0 > "$futile"
+    [ "$code" != 2 ] || give_up "the attempt before ended with 2, wrong input" 2
+    [ "$(cat "$futile")" -lt 2 ] ||
+        give_up "two attempts in a row saved nothing to go on from, the last ended with $code: see the logs in $folder" "$code"
 fi
-rm -f "$outcome" "$said"
-bash -c "$command" 2>&1 | tee -i "$log"
+echo $(($(cat "$futile") + 1)) > "$futile"
+saved > "$before"
+rm -f "$outcome"
+
+trap : TERM INT USR2 # the stage has had them too, and its end is waited for
+bash -c "$command" 2>&1 | (trap '' TERM INT USR2 && exec tee "$log" "$PIPESTILL_LOG.log")
 code=${PIPESTATUS[0]}
-[ "$code" = 0 ] || cp "$log" "$said"
 echo "$code" > "$outcome"
 exit "$code"

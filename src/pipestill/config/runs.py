@@ -95,4 +95,6 @@ class OperationParams(Section):
     log_every: Positive = 20  # updates between figures taken from the device, logged and checked for NaN
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     timeout: Annotated[float, Field(gt=0)] = 600.0  # seconds a collective may take
+    margin: Weight = 60.0  # seconds before its job's end in which a stage stops; more where saving takes long
+    container: Annotated[str, Field(min_length=1)] | None = None  # Apptainer image in which stages over ranks run
     record: bool = True  # let Snakemake's end call `pipestill record`

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipestill import artifacts, config
 from pipestill.config import OperationParams, Params
 from pipestill.config.runs import RankedStage
 from pipestill.errors import InputError
+from pipestill.launch import CONTAINER, Spread
 from pipestill.progress import say
 from pipestill.work import open_work
 
@@ -78,10 +80,14 @@ def load_params(options: argparse.Namespace) -> Params:
     return config.load(path, options.overrides)
 
 
-def ranks_of(options: argparse.Namespace, stage: RankedStage) -> tuple[int, int]:
-    """How many ranks this call wants, over how many nodes."""
+def spread_of(options: argparse.Namespace, stage: RankedStage) -> Spread:
+    """How this call is to be started; an image only where this process is not in one yet."""
     operation = load_params(options).operation
-    return options.ranks or operation.ranks.get(stage, 1), options.nodes or operation.nodes.get(stage, 1)
+    return Spread(
+        ranks=options.ranks or operation.ranks.get(stage, 1),
+        nodes=options.nodes or operation.nodes.get(stage, 1),
+        image=None if CONTAINER in os.environ else operation.container,
+    )
 
 
 def entry(section: dict[str, config.Checked], name: str, where: str) -> config.Checked:
@@ -110,7 +116,9 @@ def work_over_ranks(
     from pipestill import distributed
 
     with (
-        distributed.world(device=operation.device, threads=threads, timeout=operation.timeout) as world,
+        distributed.world(
+            device=operation.device, threads=threads, timeout=operation.timeout, margin=operation.margin
+        ) as world,
         open_work(
             kind=kind,
             stage=stage,
@@ -119,6 +127,7 @@ def work_over_ranks(
             inputs=inputs,
             output=output,
             leader=world.leader,
+            ranks=world.size,
         ) as work,
     ):
         if world.broadcast(work.done is not None):

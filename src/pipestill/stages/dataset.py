@@ -56,7 +56,7 @@ def main(options: argparse.Namespace) -> int:
         return 0
     params = common.load_params(options)
     workers = params.operation.workers
-    stop = StopRequest()
+    stop = StopRequest(params.operation.margin)
     with stop.listening():
         if options.check is not None:
             from pipestill.evaluation.limits import misfits

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal
 from pipestill import artifacts
 from pipestill.config import OperationParams, StudentParams
 from pipestill.errors import InputError
+from pipestill.launch import Spread
 from pipestill.progress import say
-from pipestill.stages.common import add_common, add_launch, entry, load_params, ranks_of, run_training, work_over_ranks
+from pipestill.stages.common import add_common, add_launch, entry, load_params, run_training, spread_of, work_over_ranks
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
@@ -46,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_launch(parser)
 
 
-def ranks(options: argparse.Namespace) -> tuple[int, int]:
-    return ranks_of(options, "distill")
+def spread(options: argparse.Namespace) -> Spread:
+    return spread_of(options, "distill")
 
 
 def main(options: argparse.Namespace) -> None:

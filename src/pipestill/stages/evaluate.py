@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from pipestill import artifacts
 from pipestill.config import EvaluationParams, OperationParams
 from pipestill.errors import InputError
+from pipestill.launch import Spread
 from pipestill.progress import say
-from pipestill.stages.common import add_common, add_launch, entry, load_params, ranks_of, work_over_ranks
+from pipestill.stages.common import add_common, add_launch, entry, load_params, spread_of, work_over_ranks
 from pipestill.stages.watch import watch
 from pipestill.work import read_record, write_atomic
 
@@ -55,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_launch(parser)
 
 
-def ranks(options: argparse.Namespace) -> tuple[int, int]:
-    return ranks_of(options, "evaluate")
+def spread(options: argparse.Namespace) -> Spread:
+    return spread_of(options, "evaluate")
 
 
 def main(options: argparse.Namespace) -> None:

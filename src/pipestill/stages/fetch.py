@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     params = common.load_params(options)
-    stop = StopRequest()
+    stop = StopRequest(params.operation.margin)
     with stop.listening():
         fetch(
             common.entry(params.fetched, options.name, "fetched"),

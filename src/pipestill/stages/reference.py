@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from pipestill import artifacts
 from pipestill.config import OperationParams, ReferenceParams
 from pipestill.errors import InputError
+from pipestill.launch import Spread
 from pipestill.progress import say
-from pipestill.stages.common import add_common, add_launch, load_params, ranks_of, work_over_ranks
+from pipestill.stages.common import add_common, add_launch, load_params, spread_of, work_over_ranks
 from pipestill.work import write_atomic, writing
 
 if TYPE_CHECKING:
@@ -38,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_launch(parser)
 
 
-def ranks(options: argparse.Namespace) -> tuple[int, int]:
-    return ranks_of(options, "reference")
+def spread(options: argparse.Namespace) -> Spread:
+    return spread_of(options, "reference")
 
 
 def main(options: argparse.Namespace) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from pipestill import artifacts
 from pipestill.config import OperationParams, TeacherParams
 from pipestill.errors import InputError
+from pipestill.launch import Spread
 from pipestill.progress import say
-from pipestill.stages.common import add_common, add_launch, entry, load_params, ranks_of, run_training, work_over_ranks
+from pipestill.stages.common import add_common, add_launch, entry, load_params, run_training, spread_of, work_over_ranks
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
@@ -37,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_launch(parser)
 
 
-def ranks(options: argparse.Namespace) -> tuple[int, int]:
-    return ranks_of(options, "train")
+def spread(options: argparse.Namespace) -> Spread:
+    return spread_of(options, "train")
 
 
 def main(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from pipestill import artifacts
 from pipestill.config import OperationParams, TuneParams
 from pipestill.errors import InputError
 from pipestill.progress import say
-from pipestill.stages.common import add_common, entry, load_params
+from pipestill.stages.common import add_common, add_deadline, entry, load_params
 from pipestill.work import open_work
 
 if TYPE_CHECKING:
@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(parser, name="which entry of `tune`")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="model artefact")
     parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="reference artefact")
-    parser.add_argument(
-        "--deadline-min", type=float, metavar="MIN", help="stop and exit 75 after so many minutes, all measured kept"
-    )
+    add_deadline(parser)
 
 
 def main(options: argparse.Namespace) -> None:
@@ -63,7 +61,7 @@ def tune(
     from pipestill import distributed
 
     with (
-        distributed.world(device=operation.device, threads=params.threads) as world,
+        distributed.world(device=operation.device, threads=params.threads, margin=operation.margin) as world,
         open_work(
             kind="tuned",
             stage="tune",

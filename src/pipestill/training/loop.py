@@ -25,6 +25,7 @@ from pipestill.training.tracking import Tracker
 from pipestill.work import Work
 
 SAVING_SHARE = 20  # a state is saved at most so seldom that saving takes a twentieth of the time
+SAVES_IN_MARGIN = 2  # so many times the longest saving so far, and the longest step, are left before a job's end
 
 
 class Training(Protocol):
@@ -70,11 +71,12 @@ def run(
     training.warm_up()
     figures = _Figures(world, curves, tracker, first)
     bar = Bar(label, training.updates, done=first, unit="updates", show=world.leader)
-    last_saved = time.monotonic()
+    last_saved = last_step = time.monotonic()
     pause = operation.save_every
+    longest_save = longest_step = 0.0
 
     def save(step: int) -> None:
-        nonlocal last_saved, pause
+        nonlocal last_saved, pause, longest_save
         begun = time.monotonic()
         figures.flush()
         if world.leader:
@@ -82,8 +84,10 @@ def run(
             states.save(work.state, step, body, key=work.key)
             following.note(work.folder, step)
             states.prune(work.state, step, keep=operation.keep_states)
+        world.await_leader(f"{work.key}/saved/{step}")
         last_saved = time.monotonic()
         pause = max(operation.save_every, SAVING_SHARE * (last_saved - begun))
+        longest_save = max(longest_save, last_saved - begun)
 
     try:
         for step in range(first, training.updates):
@@ -98,13 +102,19 @@ def run(
                 curves.mark(done, marked)
                 tracker.log(done, marked)
                 bar.advance(0, **marked)
-            if preview is not None and operation.preview_every and done % operation.preview_every == 0:
-                preview(done)
+            if operation.preview_every and done % operation.preview_every == 0:
+                if preview is not None:
+                    preview(done)
+                world.await_leader(f"{work.key}/previewed/{done}")
             if done == training.updates:
                 break
+            longest_step = max(longest_step, time.monotonic() - last_step)
+            last_step = time.monotonic()
+            world.stop.margin = max(operation.margin, SAVES_IN_MARGIN * longest_save + longest_step)
             stop, due = world.agree(world.stop.requested(), time.monotonic() - last_saved >= pause and world.leader)
             if stop or due:
                 save(done)
+                last_step = time.monotonic()
             if stop:
                 raise Stopped(
                     f"stopped by {world.stop.reason or 'another rank'} after update {done} of {training.updates}, "

@@ -1,0 +1,204 @@
+"""Which stages are done, running, stopped or failed: on which job, at what step and rate, how long still, and why not.
+
+It reads artefacts, and what stages leave below $PIPESTILL_RUNS, on whatever machine they run; it asks no scheduler. A
+stage that has not been heard of for a minute is called lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipestill import logs, pipeline, status
+from pipestill.errors import InputError
+from pipestill.pipeline import Pipeline, Stage
+from pipestill.standing import Standing
+from pipestill.work import runs_root
+
+EXAMPLES = """\
+  pipestill status
+  pipestill status --watch 10
+  pipestill status --benchmarks
+  pipestill status --json | jq '.[] | select(.state == "failed")'
+"""
+NAMED = 3  # stages that another waits for are named, the others are counted
+FUTILE = 2  # attempts in a row that saved nothing, after which attempt.sh makes no further ones
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="for programs")
+    how.add_argument("--benchmarks", action="store_true", help="seconds, memory and load of each rule's finished jobs")
+    how.add_argument("--watch", type=float, metavar="SECONDS", help="look again so often, until nothing is left to do")
+
+
+def main(options: argparse.Namespace) -> None:
+    if options.benchmarks:
+        print("\n".join(benchmark_lines(runs_root())))
+        return
+    if options.watch is not None and options.watch <= 0:
+        raise InputError("--watch: seconds, more than 0")
+    while True:
+        found = look(pipeline.load(Path.cwd()), runs_root())
+        if options.json:
+            print(json.dumps([asdict(row) for row in found], indent=1))
+        else:
+            if options.watch is not None and sys.stdout.isatty():
+                print("\x1b[2J\x1b[H", end="")
+            print("\n".join(lines(found)), flush=True)
+        if options.watch is None or all(row.state == "done" for row in found):
+            return
+        time.sleep(options.watch)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where one stage stands."""
+
+    stage: str
+    state: str  # done, running, stopped, lost, failed, out of date, ready, waiting
+    doing: dict[str, Any] | None = None  # a bar's facts: label, done, total, unit, rate, figures
+    job: str | None = None
+    host: str | None = None
+    ranks: int | None = None
+    attempt: int | None = None
+    time: float | None = None  # Unix seconds of the last word
+    why: str | None = None
+    log: str | None = None
+
+
+def look(stages: Pipeline, runs: Path) -> list[Row]:
+    """Every stage of the project, in DVC's order."""
+    standing = Standing(stages)
+    said = _said(runs)
+    current = {stage.address for stage in standing.current()}
+    return [_row(stage, stages, standing, said, current, runs) for stage in stages.stages]
+
+
+def _said(runs: Path) -> dict[str, dict[str, Any]]:
+    """What the newest work on each output said last, by the output's path."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in runs.glob(f"*/*/{status.FILE}"):
+        body = status.read(path)
+        if body is not None and body["time"] >= found.get(body["output"], {"time": 0.0})["time"]:
+            found[body["output"]] = body
+    return found
+
+
+def _row(
+    stage: Stage,
+    stages: Pipeline,
+    standing: Standing,
+    said: dict[str, dict[str, Any]],
+    current: set[str],
+    runs: Path,
+) -> Row:
+    word = said.get(str(stages.root / stage.output))
+    if word is not None and word["state"] == "running":
+        return _spoken(stage, word)
+    if stage.address in current:
+        return Row(stage.address, "done")
+    place = logs.folder(runs, stage.name, stage.entry)
+    ended = logs.last(place)
+    if ended is not None and ended.code and (word is None or ended.time > word["time"]):
+        why = ended.said + (", given up: two attempts saved nothing" if _futile(place) else "")
+        state = "stopped" if ended.code == 75 else "failed"
+        return Row(stage.address, state, time=ended.time, why=why, log=str(ended.log) if ended.log else None)
+    if word is not None and word["state"] != "done":
+        return _spoken(stage, word)
+    behind = [source.address for source in stages.upstream(stage) if source.address not in current]
+    if behind:
+        more = f" and {len(behind) - NAMED} more" if len(behind) > NAMED else ""
+        return Row(stage.address, "waiting", why=f"for {', '.join(behind[:NAMED])}{more}")
+    if standing.missing(stage):
+        return Row(stage.address, "ready")
+    return Row(stage.address, "out of date", why=standing.problem(stage))
+
+
+def _spoken(stage: Stage, word: dict[str, Any]) -> Row:
+    facts = {name: word.get(name) for name in ("doing", "job", "host", "ranks", "attempt", "time", "log")}
+    why = word.get("error")
+    if word["state"] == "lost":
+        why = "ended without a word: its state is kept, start it again"
+    return Row(stage.address, word["state"], why=why, **facts)
+
+
+def _futile(place: Path) -> bool:
+    try:
+        return int((place / "futile").read_text()) >= FUTILE
+    except (OSError, ValueError):
+        return False
+
+
+def lines(rows: Sequence[Row]) -> Iterator[str]:
+    """The table for a terminal, and a last line that counts."""
+    first, second = max(len(row.stage) for row in rows), max(len(row.state) for row in rows)
+    for row in rows:
+        yield f"{row.stage:<{first}}  {row.state:<{second}}  {'; '.join(_parts(row))}".rstrip()
+        if row.log is not None and row.state in ("failed", "lost"):
+            yield f"{'':<{first}}  {'':<{second}}  see {row.log}"
+    states = [row.state for row in rows]
+    counts = {state: states.count(state) for state in dict.fromkeys(states)}
+    yield f"{len(rows)} stages: " + ", ".join(f"{count} {state}" for state, count in counts.items())
+
+
+def _parts(row: Row) -> Iterator[str]:
+    if row.why is not None:
+        yield row.why
+    if row.doing is not None and row.state != "failed":
+        yield _progress(row.doing, left=row.state == "running")
+    if row.state in ("running", "lost"):
+        place = f"job {row.job} on {row.host}" if row.job else f"{row.host}"
+        ranks = "" if row.ranks in (None, 1) else f", {row.ranks} ranks"
+        yield place + ranks + (f", attempt {row.attempt}" if row.attempt else "")
+    if row.time is not None and row.state != "running":
+        yield f"{duration(time.time() - row.time)} ago"
+
+
+def _progress(doing: dict[str, Any], *, left: bool) -> str:
+    done, total, rate = doing["done"], doing["total"], doing["rate"]
+    text = f"{doing['label']} {done:,} of {total:,} {doing['unit']} ({100 * done / max(total, 1):.0f}%)"
+    if left and rate > 0:
+        text += f", {rate:.4g}/s, {duration((total - done) / rate)} left"
+    return text + (f", {doing['figures']}" if doing["figures"] else "")
+
+
+def duration(seconds: float) -> str:
+    """A time that a person can read at a glance."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def benchmark_lines(runs: Path) -> Iterator[str]:
+    """A line a rule: how often it ran, seconds, memory at the most, mean load of a job."""
+    rules: dict[str, list[dict[str, str]]] = {}
+    for path in sorted((runs / "benchmarks").glob("*/*.tsv")):
+        with path.open() as file:
+            rules.setdefault(path.parent.name, []).extend(csv.DictReader(file, delimiter="\t"))
+    if not rules:
+        raise InputError(f"no figures below {runs / 'benchmarks'}: Snakemake writes them when its jobs end")
+    yield f"{'rule':<12} {'jobs':>5} {'seconds':>10} {'longest':>10} {'memory MB':>10} {'load %':>8}"
+    for rule, rows in rules.items():
+        seconds = [float(row["s"]) for row in rows]
+        memory = [float(row["max_rss"]) for row in rows if _is_number(row["max_rss"])]
+        loads = [float(row["mean_load"]) for row in rows if _is_number(row["mean_load"])]
+        most = f"{max(memory):.0f}" if memory else "–"
+        load = f"{sum(loads) / len(loads):.0f}" if loads else "–"
+        yield f"{rule:<12} {len(rows):>5} {sum(seconds):>10.1f} {max(seconds):>10.1f} {most:>10} {load:>8}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

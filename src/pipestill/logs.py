@@ -1,0 +1,63 @@
+"""Where what a stage prints is kept: a folder for each entry below `$PIPESTILL_RUNS/logs`, a file an attempt and rank.
+
+`workflow/scripts/attempt.sh` writes the attempts' own; ranks other than the leader write theirs beside them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipestill.status import LOG
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the last attempt at a stage ended."""
+
+    time: float  # Unix seconds
+    code: int
+    said: str  # its last line
+    log: Path | None
+
+
+def folder(runs: Path, stage: str, entry: str | None) -> Path:
+    """Where the logs of a stage's entry lie."""
+    return runs / "logs" / stage / (entry or "all")
+
+
+def attempts(place: Path) -> list[Path]:
+    """The logs of attempts, oldest first; those of ranks are not among them."""
+    return sorted(path for path in place.glob("*.log") if "-rank-" not in path.name)
+
+
+def last(place: Path) -> Ended | None:
+    """How the last attempt ended; None where none did."""
+    try:
+        code, time = int((place / "outcome").read_text()), (place / "outcome").stat().st_mtime
+    except (OSError, ValueError):
+        return None
+    found = attempts(place)
+    log = found[-1] if found else None
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log else []
+    return Ended(time, code, said[-1] if said else "it said nothing", log)
+
+
+def keep_own(rank: int) -> None:
+    """Sends what a rank other than the leader prints to a file of its own, libraries' lines included."""
+    prefix = os.environ.get(LOG)
+    if prefix is None or rank == 0:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    path = of_rank(prefix, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def of_rank(prefix: str, rank: int) -> Path:
+    return Path(f"{prefix}-rank-{rank}.log")

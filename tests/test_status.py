@@ -1,0 +1,146 @@
+"""`pipestill status`: what it says of stages that run, stop, are killed or fail, from what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commands import Command, steps_logged, write_params
+from pipestill import pipeline, status
+from pipestill.commands import status as command
+from pipestill.errors import InputError
+from workflow_project import Project, make_project
+
+UPDATES = 5000
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A fresh checkout in which nothing has run."""
+    return make_project(tmp_path_factory.mktemp("status") / "project", "experiment=miniature")
+
+
+def row(project: Project, runs: Path, stage: str) -> command.Row:
+    (found,) = [row for row in command.look(pipeline.load(project.root), runs) if row.stage == stage]
+    return found
+
+
+def said(row: command.Row) -> str:
+    return next(command.lines([row]))
+
+
+def begun(project: Project, digits: Path, folder: Path) -> Command:
+    """A training of the project's teacher that has begun, its work and logs below `folder`."""
+    params = write_params(
+        folder / "params.yaml",
+        **{
+            "teachers.teacher.network": {"channels": [8, 8], "layers": 1, "attention": [False, False]},
+            "teachers.teacher.training": {"iterations": UPDATES, "batch": 16, "validate_every": 0},
+            "operation": {"log_every": 1, "save_every": 0.5},
+        },
+    )
+    words = ["train", "--name", "teacher", "--dataset", digits, "--params", params]
+    variables = {status.JOB: "1234", status.ATTEMPT: "2"}
+    output = project.root / "artifacts/models/teacher"
+    started = Command(*words, "--output", output, runs=folder / "runs", environment=variables)
+    target = steps_logged(folder / "runs") + 3
+    assert started.wait_until(lambda: steps_logged(folder / "runs") >= target)
+    return started
+
+
+def test_a_training_that_runs_stops_and_is_killed(project: Project, digits: Path, tmp_path: Path) -> None:
+    training = begun(project, digits, tmp_path)
+    runs = tmp_path / "runs"
+    assert training.wait_until(lambda: row(project, runs, "train@teacher").doing is not None)
+    found = row(project, runs, "train@teacher")
+    assert (found.state, found.job, found.ranks, found.attempt) == ("running", "1234", 1, 2)
+    assert found.doing is not None
+    assert 1 <= found.doing["done"] <= steps_logged(runs)
+    assert found.doing["total"] == UPDATES
+    line = said(found)
+    assert f" of {UPDATES:,} updates (" in line
+    assert " left, loss=" in line
+    assert f"job 1234 on {socket.gethostname()}, attempt 2" in line
+    assert row(project, runs, "distill@student-4").why == "for dataset, reference, train@teacher"
+
+    training.process.send_signal(signal.SIGTERM)
+    assert training.wait() == 75
+    found = row(project, runs, "train@teacher")
+    assert found.state == "stopped"
+    assert "stopped by SIGTERM after update" in str(found.why)
+
+    training = begun(project, digits, tmp_path)
+    training.kill_all()
+    found = row(project, runs, "train@teacher")
+    assert found.state == "lost"
+    assert "its state is kept, start it again" in said(found)
+
+
+def write_word(runs: Path, output: Path, **changes: Any) -> None:
+    folder = runs / "train" / "abc"
+    folder.mkdir(parents=True, exist_ok=True)
+    body = {"state": "running", "host": "elsewhere", "pid": 1, "time": time.time(), "output": str(output)} | changes
+    (folder / status.FILE).write_text(json.dumps(body))
+
+
+def test_a_stage_on_another_machine_is_lost_when_it_has_been_silent(project: Project, tmp_path: Path) -> None:
+    output = project.root / "artifacts/models/teacher"
+    write_word(tmp_path, output)
+    assert row(project, tmp_path, "train@teacher").state == "running"
+    write_word(tmp_path, output, time=time.time() - status.SILENT - 1)
+    assert row(project, tmp_path, "train@teacher").state == "lost"
+
+
+def test_an_attempt_that_failed_before_it_could_say_a_word(project: Project, tmp_path: Path) -> None:
+    place = tmp_path / "logs" / "train" / "teacher"
+    place.mkdir(parents=True)
+    (place / "20260101T000000-1.log").write_text("older\n")
+    (place / "20260101T000100-2.log").write_text("a line\npipestill train: no such file\n\n")
+    (place / "20260101T000100-2-rank-1.log").write_text("a rank's\n")
+    (place / "outcome").write_text("3\n")
+    (place / "futile").write_text("2\n")
+    found = row(project, tmp_path, "train@teacher")
+    assert (found.state, found.why) == (
+        "failed",
+        "pipestill train: no such file, given up: two attempts saved nothing",
+    )
+    assert str(found.log) in list(command.lines([found]))[1]
+    write_word(tmp_path, project.root / "artifacts/models/teacher", time=time.time() + 1)
+    assert row(project, tmp_path, "train@teacher").state == "running", "what was heard later counts"
+    (tmp_path / "train" / "abc" / status.FILE).unlink()
+    (place / "outcome").write_text("0\n")
+    assert row(project, tmp_path, "train@teacher").state == "waiting"
+
+
+def test_figures_of_each_rule(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Snakemake writes them"):
+        list(command.benchmark_lines(tmp_path))
+    head = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+    place = tmp_path / "benchmarks" / "sample"
+    place.mkdir(parents=True)
+    (place / "one.tsv").write_text(f"{head}2.0\t0:00:02\t100.0\t0\t0\t0\t0\t0\t50.0\t1\n")
+    (place / "two.tsv").write_text(f"{head}3.5\t0:00:03\t300.0\t0\t0\t0\t0\t0\t70.0\t1\n")
+    (place / "three.tsv").write_text(f"{head}0.5\t0:00:00\tNA\tNA\tNA\tNA\tNA\tNA\tNA\tNA\n")
+    assert list(command.benchmark_lines(tmp_path))[1].split() == ["sample", "3", "6.0", "3.5", "300", "60"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7300, "2 h"), (3 * 86400, "3 d")]
+)
+def test_times_that_a_person_reads(seconds: float, text: str) -> None:
+    assert command.duration(seconds) == text
+
+
+def test_a_word_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
+    def refuse(path: Path, text: str) -> None:
+        raise OSError(28, os.strerror(28))
+
+    with status.told(tmp_path / "status.json", {}, refuse):
+        pass
