@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 from workflow_project import make_project
 
-PROFILE = ("snakemake", "--profile", "cluster_profiles/local")
+PROFILE = ("snakemake", "--profile", "local")
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "command line": {
         "python -c pass": ("python", "-c", "pass"),
@@ -34,7 +34,7 @@ GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "snakemake": {
         "snakemake --version": ("snakemake", "--version"),
-        "snakemake --profile cluster_profiles/local, nothing to do": PROFILE,
+        "snakemake --profile local, nothing to do": PROFILE,
         "the same with --dry-run": (*PROFILE, "--dry-run"),
     },
     "dvc": {

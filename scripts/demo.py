@@ -24,7 +24,7 @@ def main() -> int:
         )
         return 2
     started = time.monotonic()
-    profile = ["--profile", "cluster_profiles/local"]
+    profile = ["--profile", "local"]
     code = subprocess.run([BIN / "snakemake", *profile], cwd=ROOT, check=False).returncode
     if code:
         print("make demo: the pipeline stopped; start it again to go on from there", file=sys.stderr)

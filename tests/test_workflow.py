@@ -198,6 +198,26 @@ def test_repro_does_not_repeat_a_failure(tmp_path: Path) -> None:
     assert (project.root / "count").read_text() == "x\n"
 
 
+def test_what_a_killed_snakemake_locked_is_unlocked(project: Project, tmp_path: Path) -> None:
+    killed = project.copy(tmp_path / "killed")
+    killed.edit("dvc.yaml", "cmd: pipestill example", "cmd: read -rt 60 < /dev/zero; pipestill example")
+    target = "data/digits/manifest.json"
+    words = [Path(sys.executable).with_name("snakemake"), "--profile", "local", target]
+    running = subprocess.Popen(words, cwd=killed.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not list((killed.root / ".snakemake").glob("locks/*")):
+            assert running.poll() is None
+    finally:
+        running.kill()
+        running.wait()
+    assert "Directory cannot be locked" in killed.snakemake(target, code=1)
+    assert "warn  Snakemake's lock is held" in killed.pipestill("doctor", "--quick", code=0)
+    killed.git("checkout", "dvc.yaml")
+    killed.snakemake("--unlock")
+    killed.snakemake(target)
+    assert killed.payloads().keys() == {"data/digits"}
+
+
 def test_record_inside_a_dvc_stage_does_nothing(project: Project) -> None:
     said = project.pipestill("record", DVC_STAGE="dvc.yaml:train")
     assert "DVC records by itself" in said
@@ -218,3 +238,8 @@ def test_nodes_and_ranks_of_a_stage_reach_the_scheduler(tmp_path: Path) -> None:
     assert "nodes=1" in blocks["distill"]
     assert "mpi" not in blocks["distill"]
     assert "threads: 2" in blocks["distill"]
+
+
+def test_the_profile_for_ci_plans_all(project: Project) -> None:
+    said = project.run("snakemake", "--profile", "cluster_profiles/ci", "--dry-run", "--quiet")
+    assert f"{len(dvc_stages(project.root)) + 1}" in re.findall(r"^total +(\d+)$", said, re.MULTILINE)

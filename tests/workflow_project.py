@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+LINKS = ("local", "slurm")  # to the profiles, for their short names
 PARTS = ("Snakefile", "dvc.yaml", ".dvcignore", ".gitignore", "workflow", "cluster_profiles", "conf", "params.yaml")
 BY_HAND = """
 import json, sys
@@ -51,7 +52,7 @@ class Project:
         self.git("commit", "--quiet", "--allow-empty", "--message", message)
 
     def snakemake(self, *arguments: str, code: int = 0, **environment: str) -> str:
-        return self.run("snakemake", "--profile", "cluster_profiles/local", *arguments, code=code, **environment)
+        return self.run("snakemake", "--profile", "local", *arguments, code=code, **environment)
 
     def dvc(self, *arguments: str, code: int = 0) -> str:
         return self.run("dvc", *arguments, code=code)
@@ -122,6 +123,8 @@ def make_project(root: Path, *overrides: str) -> Project:
         else:
             shutil.copy2(source, root / part)
     shutil.copytree(ROOT / "src" / "pipestill" / "stages", root / "src/pipestill/stages")
+    for link in LINKS:
+        (root / link).symlink_to((ROOT / link).readlink())
     (root / ".dvc").mkdir()
     for name in ("config", ".gitignore"):
         shutil.copy2(ROOT / ".dvc" / name, root / ".dvc" / name)

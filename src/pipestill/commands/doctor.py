@@ -235,9 +235,7 @@ def stages(root: Path, *, quick: bool) -> Iterator[Line]:
     if sound:
         yield Line("ok", f"{len(sound)} artefacts stand{' and verify' if not quick else ''}")
     if waiting:
-        yield Line(
-            "ok", f"{len(waiting)} stages have not run: snakemake --profile cluster_profiles/local, or dvc repro"
-        )
+        yield Line("ok", f"{len(waiting)} stages have not run: snakemake --profile local, or dvc repro")
     for name in sorted({name for stage in resolved.stages for name in resolved.strangers(stage)}):
         yield Line("warn", f"{name} belongs to no stage any more, and DVC counts it among inputs: rm -r {name}")
     if sound:

@@ -15,7 +15,7 @@ from pipestill.standing import Standing
 
 EXAMPLES = """\
   dvc pull && pipestill sync
-  pipestill sync && snakemake --profile cluster_profiles/local
+  pipestill sync && snakemake --profile local
 """
 
 
