@@ -241,5 +241,5 @@ def test_nodes_and_ranks_of_a_stage_reach_the_scheduler(tmp_path: Path) -> None:
 
 
 def test_the_profile_for_ci_plans_all(project: Project) -> None:
-    said = project.run("snakemake", "--profile", "cluster_profiles/ci", "--dry-run", "--quiet")
+    said = project.run("snakemake", "--profile", "cluster_profiles/ci", "--dry-run")
     assert f"{len(dvc_stages(project.root)) + 1}" in re.findall(r"^total +(\d+)$", said, re.MULTILINE)
