@@ -232,9 +232,9 @@ def training(folder: Path, digits: Path, *more: object) -> list[object]:
 
 
 class Job:
-    """`pipestill` in a batch job; `said` once it has ended."""
+    """`pipestill` in a batch job of two nodes; `code` and `said` once it has ended."""
 
-    def __init__(self, cluster: Cluster, folder: Path, name: str, command: list[object], *, nodes: int = 2) -> None:
+    def __init__(self, cluster: Cluster, folder: Path, name: str, command: list[object]) -> None:
         self.cluster, self.folder, self.name = cluster, folder, name
         words = " ".join(f"'{word}'" for word in (sys.executable, "-m", "pipestill", *command))
         script = folder / f"{name}.sh"
@@ -243,7 +243,7 @@ class Job:
             f"echo $? > '{folder / name}.part'\nmv '{folder / name}.part' '{folder / name}.code'\n"
         )
         log = folder / f"{name}.log"
-        spread = [f"--nodes={nodes}", "--ntasks-per-node=1", "--cpus-per-task=2"]
+        spread = ["--nodes=2", "--ntasks=2", "--cpus-per-task=2"]
         self.number = cluster.call("sbatch", "--parsable", *spread, f"--output={log}", script).strip()
 
     @property
@@ -273,8 +273,13 @@ def test_a_request_to_stop_ends_every_node_and_fewer_nodes_go_on(
     assert job.wait() == 75, job.said
     assert "stopped by its time limit after update" in job.said
 
-    job = Job(cluster, tmp_path, "last", training(tmp_path, digits), nodes=1)
-    assert job.wait() == 0, job.said
+    cluster.call("scontrol", "update", "nodename=n2", "state=drain", "reason=test")
+    try:
+        job = Job(cluster, tmp_path, "last", training(tmp_path, digits))
+        cluster.call("scontrol", "update", f"jobid={job.number}", "numnodes=1", "numtasks=1")
+        assert job.wait() == 0, job.said
+    finally:
+        cluster.call("scontrol", "update", "nodename=n2", "state=resume")
     assert f"job {job.number} has 1 of 2 nodes: 2 of 4 ranks share the same batches" in job.said
     assert "2 ranks" in job.said
     assert "going on after update" in job.said

@@ -2,7 +2,8 @@ rule dataset:
     input:
         inputs_of("dataset"),
     output:
-        output_of("dataset"),
+        manifest=output_of("dataset"),
+        page=report(output_of("dataset", "report.html"), caption="../report/dataset.rst", category="Data"),
     log:
         log_of("dataset", "all"),
     benchmark:
