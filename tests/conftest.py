@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from workflow_project import Project, make_tiny
+
 LONGEST = ("test_workflow_runs.py", "test_slurm.py")  # begun first, so that no process is left with one at the end
 NOT_INSTALLABLE = ("no GPU here", "no mount namespace here")  # reasons that stand in CI too
 
@@ -57,6 +59,12 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network = Unloaded("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
     torch.save(network.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A small pipeline, finished and recorded (workflow_project.make_tiny); tests work on copies."""
+    return make_tiny(tmp_path_factory.mktemp("tiny") / "project")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -10,10 +12,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).parent.parent
 LINKS = ("local", "slurm")  # to the profiles, for their short names
 PARTS = ("Snakefile", "dvc.yaml", ".dvcignore", ".gitignore", "workflow", "cluster_profiles", "conf", "params.yaml")
+TINY = ("experiment=miniature", "~distillation.students.student-10", "~sampling.runs.student-10")
 BY_HAND = """
 import json, sys
 from pipestill import cli
@@ -67,6 +71,28 @@ class Project:
         commands = [shlex.split(stages[address]["command"])[1:] for address in chosen]
         return self.run(sys.executable, "-c", BY_HAND, json.dumps(commands))
 
+    def here(self, *arguments: str, code: int = 0) -> str:
+        """Output and errors of a `pipestill` command in this process, which has imported everything already."""
+        from pipestill import cli
+
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PIPESTILL_", "DVC_"))}
+        said = io.StringIO()
+        with (
+            contextlib.chdir(self.root),
+            mock.patch.dict(os.environ, inherited, clear=True),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
+            ended = cli.main(list(arguments))
+        assert ended == code, f"pipestill {shlex.join(arguments)} ended with {ended}:\n{said.getvalue()[-6000:]}"
+        return said.getvalue()
+
+    def by_hand_here(self, *addresses: str) -> None:
+        """As `by_hand`, in this process."""
+        stages = dvc_stages(self.root)
+        for address in addresses or tuple(stages):
+            self.here(*shlex.split(stages[address]["command"])[1:])
+
     def planned(self, *arguments: str) -> dict[str, dict[str, set[str] | str]]:
         """The jobs that a dry run plans, by DVC's name for the stage: inputs, outputs and the stage's command."""
         text = self.snakemake("--dry-run", "--printshellcmds", "--quiet", "host", *arguments)
@@ -115,6 +141,30 @@ class Project:
 
 def make_project(root: Path, *overrides: str) -> Project:
     """A fresh git checkout of the pipeline with the given parameters."""
+    project = Project(root)
+    lay_out(root)
+    (root / ".dvc").mkdir()
+    for name in ("config", ".gitignore"):
+        shutil.copy2(ROOT / ".dvc" / name, root / ".dvc" / name)
+    project.git("init", "--quiet", "--initial-branch", "main")
+    if overrides:
+        project.pipestill("config", "--force", *overrides)
+    project.commit("a fresh checkout")
+    return project
+
+
+def make_tiny(root: Path) -> Project:
+    """A finished, recorded and committed pipeline of one student whose stages take a second each at most."""
+    project = make_project(root, *TINY)
+    project.by_hand_here()
+    project.here("record")
+    project.here("sync")
+    project.commit("results")
+    return project
+
+
+def lay_out(root: Path) -> None:
+    """The pipeline's files in a folder, without git and DVC."""
     root.mkdir(parents=True)
     for part in PARTS:
         source = ROOT / part
@@ -125,15 +175,6 @@ def make_project(root: Path, *overrides: str) -> Project:
     shutil.copytree(ROOT / "src" / "pipestill" / "stages", root / "src/pipestill/stages")
     for link in LINKS:
         (root / link).symlink_to((ROOT / link).readlink())
-    (root / ".dvc").mkdir()
-    for name in ("config", ".gitignore"):
-        shutil.copy2(ROOT / ".dvc" / name, root / ".dvc" / name)
-    project = Project(root)
-    project.git("init", "--quiet", "--initial-branch", "main")
-    if overrides:
-        project.pipestill("config", "--force", *overrides)
-    project.commit("a fresh checkout")
-    return project
 
 
 def dvc_stages(root: Path) -> dict[str, dict[str, object]]:

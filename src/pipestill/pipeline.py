@@ -1,6 +1,7 @@
-"""The stages as DVC resolves them from dvc.yaml: what Snakemake's rules, record, sync and doctor go by.
+"""The stages as DVC resolves them from one dvc.yaml: what Snakemake's rules, record, sync and doctor go by.
 
-It reads dvc.yaml, params.yaml and the stages' declared versions through DVC, and imports DVC only when asked.
+It reads that dvc.yaml, params.yaml and the stages' declared versions through DVC, and imports DVC only when asked.
+Other pipelines of the same repository are none of its business.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -114,19 +116,32 @@ def load(root: Path) -> Pipeline:
     root = root.resolve()
     if not (root / "dvc.yaml").is_file():
         raise InputError(f"{root} has no dvc.yaml: run this at the root of a pipestill checkout")
-    try:
-        from dvc.exceptions import DvcException
-        from dvc.repo import Repo
-        from dvc.scm import SCMError
-    except ImportError as error:
-        raise InputError(f"DVC is not installed here ({error}): pip install 'pipestill[workflow]'") from None
     if not _in_git(root):
         raise InputError(
             f"{root} is no git checkout, and DVC and Snakemake need one: clone it, or run git init && git add -A there"
         )
+    with dvc_stages(root) as found:
+        cache: dict[str, Any] = {}
+        return Pipeline(root, tuple(_stage(stage, root, cache) for stage in found if stage.cmd))
+
+
+@contextmanager
+def dvc_stages(root: Path, *, locked: bool = False) -> Iterator[list[Any]]:
+    """DVC's own objects for the stages of `root/dvc.yaml`, whatever else its repository holds.
+
+    `locked` holds DVC's lock meanwhile, which another of its commands may have. Raises InputError in one line.
+    """
     try:
-        with Repo(str(root)) as repo:
-            return Pipeline(root, tuple(_stage(stage, root, {}) for stage in repo.index.stages if stage.cmd))
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+        from dvc.repo.index import Index
+        from dvc.scm import SCMError
+    except ImportError as error:
+        raise InputError(f"DVC is not installed here ({error}): pip install 'pipestill[workflow]'") from None
+    try:
+        # as --wait-for-lock does: a pipeline beside this one, or a colleague, may be recording
+        with Repo(str(root), _wait_for_lock=True) as repo, repo.lock if locked else nullcontext():
+            yield Index.from_file(repo, str(root / "dvc.yaml")).stages
     except (DvcException, SCMError) as error:
         cause = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ else ""
         raise InputError(f"dvc.yaml cannot be resolved: {' '.join(str(error).split())}{cause}") from None

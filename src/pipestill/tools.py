@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipestill import pipeline
 from pipestill.errors import SurroundingsError
 from pipestill.stopping import STOPPED
 
@@ -29,10 +30,8 @@ def dvc(root: Path, *arguments: str) -> None:
 
 def unrecorded(root: Path, addresses: Sequence[str]) -> list[str]:
     """Those stages whose recorded state in dvc.lock differs from what lies there."""
-    from dvc.repo import Repo
-
-    with Repo(str(root)) as repo, repo.lock:
-        stages = {stage.name: stage for stage in repo.index.stages}
+    with pipeline.dvc_stages(root, locked=True) as found:
+        stages = {stage.name: stage for stage in found}
         return [address for address in addresses if stages[address].changed()]
 
 
