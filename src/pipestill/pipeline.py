@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipestill.artifacts import MANIFEST
-from pipestill.errors import InputError
+from pipestill.errors import InputError, SurroundingsError
+
+_ABSENT = object()  # None is a value
 
 
 @dataclass(frozen=True)
@@ -121,15 +123,15 @@ def load(root: Path) -> Pipeline:
             f"{root} is no git checkout, and DVC and Snakemake need one: clone it, or run git init && git add -A there"
         )
     with dvc_stages(root) as found:
-        cache: dict[str, Any] = {}
-        return Pipeline(root, tuple(_stage(stage, root, cache) for stage in found if stage.cmd))
+        return Pipeline(root, tuple(_stage(stage, root) for stage in found if stage.cmd))
 
 
 @contextmanager
 def dvc_stages(root: Path, *, locked: bool = False) -> Iterator[list[Any]]:
     """DVC's own objects for the stages of `root/dvc.yaml`, whatever else its repository holds.
 
-    `locked` holds DVC's lock meanwhile, which another of its commands may have. Raises InputError in one line.
+    `locked` holds DVC's lock meanwhile, and waits for it where another of its commands has it. Raises InputError in
+    one line, or, under the lock, SurroundingsError.
     """
     try:
         from dvc.exceptions import DvcException
@@ -141,17 +143,44 @@ def dvc_stages(root: Path, *, locked: bool = False) -> Iterator[list[Any]]:
     try:
         # as --wait-for-lock does: a pipeline beside this one, or a colleague, may be recording
         with Repo(str(root), _wait_for_lock=True) as repo, repo.lock if locked else nullcontext():
-            yield Index.from_file(repo, str(root / "dvc.yaml")).stages
+            stages: list[Any] = Index.from_file(repo, str(root / "dvc.yaml")).stages
+            _read_parameters_once(stages)
+            yield stages
     except (DvcException, SCMError) as error:
         cause = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ else ""
-        raise InputError(f"dvc.yaml cannot be resolved: {' '.join(str(error).split())}{cause}") from None
+        said = f"{' '.join(str(error).split())}{cause}"
+        if locked:  # it resolved before: another process is at these artefacts
+            raise SurroundingsError(f"DVC cannot compare artefacts with dvc.lock: {said}") from None
+        raise InputError(f"dvc.yaml cannot be resolved: {said}") from None
+
+
+def _read_parameters_once(stages: list[Any]) -> None:
+    """Parses each parameter file once; DVC parses it anew for every stage, which is most of record's time."""
+    from dvc.dependency import ParamsDependency
+
+    bodies: dict[str, Any] = {}
+
+    def reader(dependency: Any) -> Callable[..., dict[str, Any]]:
+        def read_params(flatten: bool = True, **_: Any) -> dict[str, Any]:
+            path = dependency.fs_path
+            if path not in bodies:
+                bodies[path] = _declared(path)
+            found = {key: _value(bodies[path], key) for key in dependency.params}
+            return {key: value for key, value in found.items() if value is not _ABSENT}
+
+        return read_params
+
+    for stage in stages:
+        for dependency in stage.deps:
+            if isinstance(dependency, ParamsDependency):
+                dependency.read_params = reader(dependency)
 
 
 def _in_git(root: Path) -> bool:
     return any((folder / ".git").exists() for folder in (root, *root.parents))
 
 
-def _stage(stage: Any, root: Path, cache: dict[str, Any]) -> Stage:
+def _stage(stage: Any, root: Path) -> Stage:
     """One DVC stage in plain terms."""
     from dvc.dependency import ParamsDependency
 
@@ -163,10 +192,9 @@ def _stage(stage: Any, root: Path, cache: dict[str, Any]) -> Stage:
         if not isinstance(dependency, ParamsDependency):
             inputs[_relative(dependency.fs_path, root)] = None
         elif dependency.fs_path.endswith(".py"):
-            version = _declared(dependency.fs_path, cache).get("VERSION")
+            version = dependency.read_params().get("VERSION")
         else:
-            body = _declared(dependency.fs_path, cache)
-            parameters |= {key: _value(body, key) for key in dependency.params}
+            parameters |= dict.fromkeys(dependency.params) | dependency.read_params()
     outputs = [_relative(out.fs_path, root) for out in stage.outs if not out.metric]
     if len(outputs) != 1:
         raise InputError(f"dvc.yaml: stage {stage.name} must have one output folder, it has {outputs}")
@@ -188,23 +216,22 @@ def _relative(path: str, root: Path) -> str:
     return path if relative.startswith("..") else PurePosixPath(relative).as_posix()
 
 
-def _declared(path: str, cache: dict[str, Any]) -> dict[str, Any]:
+def _declared(path: str) -> Any:
     """What DVC reads from a parameter file: YAML, or the constants of a Python module."""
-    if path not in cache:
-        from dvc.fs import LocalFileSystem
-        from dvc.utils.serialize import load_path
+    from dvc.fs import LocalFileSystem
+    from dvc.utils.serialize import load_path
 
-        try:
-            cache[path] = load_path(path, LocalFileSystem())
-        except FileNotFoundError:
-            cache[path] = {}
-    body: dict[str, Any] = cache[path]
-    return body
+    try:
+        return load_path(path, LocalFileSystem())
+    except FileNotFoundError:
+        return {}
 
 
 def _value(body: Any, key: str) -> Any:
     for part in key.split("."):
-        body = body.get(part) if isinstance(body, Mapping) else None
+        if not isinstance(body, Mapping) or part not in body:
+            return _ABSENT
+        body = body[part]
     return body
 
 

@@ -28,6 +28,7 @@ EXAMPLES = """\
 GIGABYTE = 1024**3
 EXTRAS = {
     "workflow": "snakemake and dvc repro",
+    "s3": "DVC remotes in an S3 store",
     "tracking": "operation.trackers",
     "dev": "make test",
 }
