@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from pipestill.networks.adm import Adm
+from s3_server import S3Server
+from workflow_project import Project
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import gpu
 import rollouts
+import share
 
 TINY = Adm(8, 3, 4, 32, (1, 2), 128, 1, (False, True))
 
@@ -62,3 +65,14 @@ def test_rollouts_are_summed_up_by_seed() -> None:
             "forwards_an_update": 100.0,
         }
     }
+
+
+def test_sharing_through_an_s3_store_is_measured_and_leaves_a_colleague_nothing_to_do(
+    tiny: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with S3Server() as server:
+        seconds = share.share(tiny, tmp_path, server=server)
+    assert all(value >= 0 for value in seconds.values())
+    assert share.besides_transfer(seconds) < 60
+    share.show({"an S3 store": seconds})
+    assert f"| pipestill sync | {seconds['pipestill sync']:.1f} |" in capsys.readouterr().out
