@@ -14,6 +14,7 @@ from pipestill.errors import SurroundingsError
 from pipestill.stopping import STOPPED
 
 SYNCING = "PIPESTILL_SYNCING"  # set for the Snakemake that sync starts, so that it does not call record
+QUIET = ("host", "progress", "reason", "rules")  # not "all", which leaves out errors as well
 
 
 def put_on_path() -> None:
@@ -37,7 +38,7 @@ def unrecorded(root: Path, addresses: Sequence[str]) -> list[str]:
 
 def snakemake(root: Path, *arguments: str) -> None:
     """Runs Snakemake quietly on one core. Raises SurroundingsError with its own message."""
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--quiet", "all", *arguments]
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments, "--quiet", *QUIET]
     _run(command, root, **{SYNCING: "1"})
 
 
