@@ -95,24 +95,7 @@ class Project:
 
     def planned(self, *arguments: str) -> dict[str, dict[str, set[str] | str]]:
         """The jobs that a dry run plans, by DVC's name for the stage: inputs, outputs and the stage's command."""
-        text = self.snakemake("--dry-run", "--printshellcmds", "--quiet", "host", *arguments)
-        jobs = {}
-        for block in re.split(r"^\[.*\]\n", text, flags=re.MULTILINE)[1:]:
-            fields = dict(re.findall(r"^    (\w+): (.*)$", block, flags=re.MULTILINE))
-            found = re.search(r"^(?:local)?rule (\w+):", block, flags=re.MULTILINE)
-            assert found, block
-            if found[1] == "all":
-                continue
-            entry = fields.get("wildcards", "").removeprefix("name=")
-            command = re.search(r"^Shell command: (.*)$", block, flags=re.MULTILINE)
-            assert command, block
-            jobs[f"{found[1]}@{entry}" if entry else found[1]] = {
-                "inputs": set(filter(None, fields.get("input", "").split(", "))),
-                "outputs": set(fields["output"].split(", ")),
-                "command": shlex.split(command[1])[-1],
-                "threads": fields.get("threads", "1"),
-            }
-        return jobs
+        return jobs_in(self.snakemake("--dry-run", "--printshellcmds", "--quiet", "host", *arguments))
 
     def unfinished_for_dvc(self) -> set[str]:
         """The stages that `dvc status` would run."""
@@ -175,6 +158,29 @@ def lay_out(root: Path) -> None:
     shutil.copytree(ROOT / "src" / "pipestill" / "stages", root / "src/pipestill/stages")
     for link in LINKS:
         (root / link).symlink_to((ROOT / link).readlink())
+
+
+def jobs_in(text: str) -> dict[str, dict[str, set[str] | str]]:
+    """The jobs that Snakemake's output with `--printshellcmds` names."""
+    jobs = {}
+    for block in re.split(r"^\[.*\]\n", text, flags=re.MULTILINE)[1:]:
+        fields = dict(re.findall(r"^    (\w+): (.*)$", block, flags=re.MULTILINE))
+        found = re.search(r"^(?:local)?rule (\w+):", block, flags=re.MULTILINE)
+        if block.startswith("Finished jobid"):
+            continue
+        assert found, block
+        if found[1] == "all":
+            continue
+        entry = fields.get("wildcards", "").removeprefix("name=")
+        command = re.search(r"^Shell command: (.*)$", block, flags=re.MULTILINE)
+        assert command, block
+        jobs[f"{found[1]}@{entry}" if entry else found[1]] = {
+            "inputs": set(filter(None, fields.get("input", "").split(", "))),
+            "outputs": set(fields["output"].split(", ")),
+            "command": shlex.split(command[1])[-1],
+            "threads": fields.get("threads", "1"),
+        }
+    return jobs
 
 
 def dvc_stages(root: Path) -> dict[str, dict[str, object]]:
