@@ -55,7 +55,7 @@ def dvc_repro(root: Path, arguments: Sequence[str]) -> tuple[int, bool]:
     """Runs `dvc repro`, its output shown; returns its code and whether a stage stopped with its state saved."""
     with tempfile.TemporaryDirectory(prefix="pipestill-repro-") as folder:
         note = Path(folder, "stopped")
-        command = [sys.executable, "-m", "dvc", "repro", *arguments]
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *arguments]
         put_on_path()
         code = subprocess.run(command, cwd=root, env=os.environ | {STOPPED: str(note)}, check=False).returncode
         return code, note.exists()
