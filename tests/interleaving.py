@@ -62,9 +62,11 @@ class Interleaving:
         if not self._ways:
             self._ways = self.chance.sample(WAYS, len(WAYS))
         way = self._ways.pop()
-        if way == "checkout" and len(self._commits) > 1:
-            self._back_to_a_commit()
-            return
+        if way == "checkout":
+            if len(self._commits) > 1:
+                self._back_to_a_commit()
+                return
+            way = "hand"  # there is nothing to go back to yet
         self.project.here("config", *TINY, *self._change())
         wanted = self.wanted()
         parts = [address for address in self.stages if address.startswith(("distill", "sample", "evaluate"))]
