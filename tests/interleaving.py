@@ -97,10 +97,11 @@ class Interleaving:
         self._commit()
 
     def finish(self) -> None:
-        """At the end, after a run of everything, no tool has anything to do."""
-        self.project.snakemake()
-        self.standing = self.wanted()
-        self._check_payloads(self.standing)
+        """At the end, with everything run, no tool has anything to do."""
+        if self.standing != self.wanted():
+            self.project.snakemake()
+            self.standing = self.wanted()
+            self._check_payloads(self.standing)
         self._is("unfinished for DVC", self.project.unfinished_for_dvc(), set())
         self._is("planned by Snakemake", set(self.project.planned()), set())
 

@@ -9,11 +9,12 @@ import shlex
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from commands import PATIENCE, payload, steps_logged
+from commands import PATIENCE, payload
 from workflow_project import TINY, Project, dvc_stages
 
 RATE = "distillation.students.student-4.generator_lr"
@@ -39,22 +40,25 @@ def experiments(project: Project) -> dict[str, tuple[str, float]]:
 
 
 def kill_in_mid_training(runs: Path, updates: int) -> None:
-    """SIGKILL to the stage that works below `runs`, once it has made so many updates."""
+    """SIGKILL to the first stage that has made so many updates: the process that holds the lock of its work."""
     limit = time.monotonic() + PATIENCE
-    while steps_logged(runs) < updates:
+    while True:
         assert time.monotonic() < limit, "no stage got that far"
+        for log in runs.glob("distill/*/log.jsonl"):
+            lock = runs / "locks" / f"{log.parent.name}.lock"
+            if len(log.read_text().splitlines()) >= updates and lock.exists():
+                os.kill(holder(lock), signal.SIGKILL)
+                return
         time.sleep(0.02)
-    stages = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"distill" in words and f"PIPESTILL_RUNS={runs}".encode() in (entry / "environ").read_bytes():
-                stages.append(int(entry.name))
-        except OSError:
-            continue
-    assert stages, "the stage ended before it could be killed"
-    for pid in stages:
-        os.kill(pid, signal.SIGKILL)
+
+
+def holder(lock: Path) -> int:
+    """The process that has a file open."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if descriptor.readlink() == lock:
+                return int(descriptor.parts[2])
+    raise AssertionError(f"the stage ended before it could be killed: {lock}")
 
 
 def test_a_killed_experiment_of_a_queue_goes_on_when_it_is_queued_again(tiny: Project, tmp_path: Path) -> None:
@@ -68,7 +72,7 @@ def test_a_killed_experiment_of_a_queue_goes_on_when_it_is_queued_again(tiny: Pr
     project.dvc("exp", "run", "--queue", "--name", "rate", "--set-param", values, "distill@student-4")
     variables = {"PIPESTILL_RUNS": str(runs)}
     with ThreadPoolExecutor(1) as beside:
-        work = beside.submit(project.run, "dvc", "exp", "run", "--run-all", **variables)
+        work = beside.submit(project.run, "dvc", "exp", "run", "--run-all", "--jobs", "3", **variables)
         kill_in_mid_training(runs, 5)
         work.result()
     found = experiments(project)
