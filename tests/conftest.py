@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from workflow_project import Project, make_tiny
+if TYPE_CHECKING:
+    from workflow_project import Project
 
 LONGEST = ("test_workflow_runs.py", "test_slurm.py")  # begun first, so that no process is left with one at the end
 NOT_INSTALLABLE = ("no GPU here", "no mount namespace here")  # reasons that stand in CI too
@@ -64,6 +66,8 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A small pipeline, finished and recorded (workflow_project.make_tiny); tests work on copies."""
+    from workflow_project import make_tiny
+
     return make_tiny(tmp_path_factory.mktemp("tiny") / "project")
 
 
