@@ -34,8 +34,9 @@ TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
-SlurmdTimeout=20
-KillWait=20
+SlurmdTimeout=15
+KillWait=15
+SchedulerParameters=bf_interval=1,sched_interval=2
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,11 +19,15 @@ from slurm_cluster import Cluster, missing
 from workflow_project import Project, make_project
 
 UPDATES = 30
-MINIATURE = "experiment=miniature"
 OVER_NODES = ("+operation.ranks={train: 4, distill: 4}", "+operation.nodes={train: 2, distill: 2}")
 EVERY_UPDATE = ("operation.save_every=0.001", "operation.log_every=1")
-EULER = "+sampling.runs.teacher-euler-4={model: teacher, sampler: euler, steps: 4, sigmas: models/teacher}"
-HEUN = "+sampling.runs.teacher-heun-3={model: teacher, sampler: heun, steps: 2, sigmas: models/teacher}"
+EXPERIMENT = (
+    "experiment=miniature",
+    "~distillation.students.student-4",
+    "~sampling.runs.student-4",
+    "+sampling.runs.teacher-euler-4={model: teacher, sampler: euler, steps: 4, sigmas: models/teacher}",
+    "+sampling.runs.teacher-heun-3={model: teacher, sampler: heun, steps: 2, sigmas: models/teacher}",
+)
 TEACHER = "artifacts/models/teacher"
 QUICK = ("--slurm-no-account", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1")
 pytestmark = [
@@ -99,7 +104,7 @@ class Submitted:
 @pytest.fixture(scope="module")
 def finished(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The miniature, run whole on the cluster; the tests leave it as it is."""
-    project = make_project(tmp_path_factory.mktemp("cluster") / "project", MINIATURE, *OVER_NODES, EULER, HEUN)
+    project = make_project(tmp_path_factory.mktemp("cluster") / "project", *EXPERIMENT, *OVER_NODES)
     submitted = Submitted(cluster, project)
     assert submitted.wait() == 0, f"{submitted.said}\n{submitted.logs()}"
     return project
@@ -108,7 +113,7 @@ def finished(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Proj
 def test_a_whole_experiment_over_nodes_and_as_arrays(finished: Project, tmp_path: Path) -> None:
     said = (finished.root / "snakemake.log").read_text()
     assert "Submitted array job" in said
-    for stage, entry in (("train", "teacher"), ("distill", "student-10"), ("distill", "student-4")):
+    for stage, entry in (("train", "teacher"), ("distill", "student-10")):
         (record,) = [
             json.loads(path.read_text())
             for path in (finished.root / "runs" / stage).glob("*/record.json")
@@ -118,6 +123,13 @@ def test_a_whole_experiment_over_nodes_and_as_arrays(finished: Project, tmp_path
     assert finished.unfinished_for_dvc() == set()
     assert finished.planned() == {}
     assert {row["state"] for row in json.loads(finished.pipestill("status", "--json"))} == {"done"}
+    finished.snakemake("--report", str(tmp_path / "report.zip"))
+    with zipfile.ZipFile(tmp_path / "report.zip") as report:
+        names = [Path(name).name for name in report.namelist()]
+        page = report.read(next(name for name in report.namelist() if name.endswith("/report.html"))).decode()
+    assert (names.count("grid.png"), names.count("index.html")) == (4, 1)
+    for caption in ("Samples of student-10.", "What the images are:", "The results table, curves, sample grids"):
+        assert caption in page, caption
     figures = finished.pipestill("status", "--benchmarks")
     assert {line.split()[0] for line in figures.splitlines()[1:]} >= {"train", "distill", "sample", "report"}
 
@@ -125,7 +137,7 @@ def test_a_whole_experiment_over_nodes_and_as_arrays(finished: Project, tmp_path
 def test_samples_are_those_that_the_same_models_give_here(finished: Project, tmp_path: Path) -> None:
     at = finished.root / "artifacts"
     runs = dict.fromkeys(("teacher-euler-4", "teacher-heun-3"), "models/teacher")
-    runs |= {"teacher-2m-4": "tuned/teacher", "student-10": "models/student-10", "student-4": "models/student-4"}
+    runs |= {"teacher-2m-4": "tuned/teacher", "student-10": "models/student-10"}
     for name, sigmas in runs.items():
         model = at / "models" / name if name.startswith("student") else at / "models/teacher"
         words = ["sample", "--name", name, "--model", model, "--sigmas", at / sigmas, "--dataset", at / "dataset"]
@@ -137,7 +149,7 @@ def test_samples_are_those_that_the_same_models_give_here(finished: Project, tmp
 def test_a_deadline_a_third_of_what_the_training_needs(cluster: Cluster, finished: Project, tmp_path: Path) -> None:
     """A job of a minute whose margin is that minute leaves each attempt one update: three make a training of three."""
     project = finished.copy(tmp_path / "project")
-    project.pipestill("config", MINIATURE, EULER, HEUN, "training.iterations=3", "operation.margin=60")
+    project.pipestill("config", *EXPERIMENT, "training.iterations=3", "operation.margin=60")
     submitted = Submitted(cluster, project, f"{TEACHER}/manifest.json", "--set-resources", "train:runtime=1")
     assert submitted.wait() == 0, f"{submitted.said}\n{submitted.logs()}"
     said = submitted.logs()
@@ -152,7 +164,7 @@ def test_a_deadline_a_third_of_what_the_training_needs(cluster: Cluster, finishe
 def test_a_training_outlives_what_happens_to_clusters(cluster: Cluster, finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     over = ("training.iterations=200", "training.batch=512", *EVERY_UPDATE)
-    project.pipestill("config", MINIATURE, *OVER_NODES, EULER, HEUN, *over)
+    project.pipestill("config", *EXPERIMENT, *OVER_NODES, *over)
     submitted = Submitted(cluster, project, f"{TEACHER}/manifest.json")
 
     job = submitted.wait_for_job()
@@ -205,7 +217,7 @@ def test_a_stage_that_fails_at_once_stops_after_two_attempts(
 ) -> None:
     project = finished.copy(tmp_path / "project")
     project.edit("dvc.yaml", "pipestill report --dataset", "echo x >> count; python -c 'raise SystemExit(1)' --dataset")
-    project.pipestill("config", MINIATURE, *OVER_NODES, EULER, HEUN, "report.title=Other")
+    project.pipestill("config", *EXPERIMENT, *OVER_NODES, "report.title=Other")
     submitted = Submitted(cluster, project, "artifacts/report/manifest.json", "--retries", "3")
     assert submitted.wait() == 1, submitted.said
     assert (project.root / "count").read_text() == "x\nx\n"
