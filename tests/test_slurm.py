@@ -288,7 +288,7 @@ def test_a_request_to_stop_ends_every_node_and_fewer_nodes_go_on(
     cluster.call("scontrol", "update", "nodename=n2", "state=drain", "reason=test")
     try:
         job = Job(cluster, tmp_path, "last", training(tmp_path, digits))
-        cluster.call("scontrol", "update", f"jobid={job.number}", "numnodes=1", "numtasks=1")
+        cluster.call("scontrol", "update", f"jobid={job.number}", "numnodes=1", "numtasks=1", "numcpus=2")
         assert job.wait() == 0, job.said
     finally:
         cluster.call("scontrol", "update", "nodename=n2", "state=resume")
