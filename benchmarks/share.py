@@ -78,7 +78,7 @@ def share(
     timed("dvc pull", at(clone, "dvc", "pull"))
     timed("dvc pull, nothing new", at(clone, "dvc", "pull"))
     timed("pipestill sync", at(clone, "pipestill", "sync"))
-    planned = timed("snakemake, nothing to do", at(clone, "snakemake", "--profile", "cluster_profiles/local", "-n"))
+    planned = timed("snakemake, nothing to do", at(clone, "snakemake", "--profile", "local", "-n"))
     status = timed("dvc status", at(clone, "dvc", "status"))
     recorded = timed("pipestill record", at(clone, "pipestill", "record"))
     same = clone.payloads() == origin.payloads() != {}
