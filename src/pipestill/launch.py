@@ -17,7 +17,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -167,8 +168,12 @@ def start(spread: Spread, argv: Sequence[str], *, entry: str | None = None) -> t
     of their own, below the logs of `entry`. Raises InputError where the ranks do not fit the nodes, or there is no
     Slurm job.
     """
+    with _variables({status.LOG: str(logs.folder(runs_root().absolute(), argv[0], entry) / "by-hand")}):
+        return _start(spread, argv)
+
+
+def _start(spread: Spread, argv: Sequence[str]) -> tuple[int, str]:
     ranks, nodes = spread.ranks, spread.nodes
-    os.environ.setdefault(status.LOG, str(logs.folder(runs_root().absolute(), argv[0], entry) / "by-hand"))
     if ranks % nodes:
         raise InputError(f"{ranks} ranks cannot be shared evenly by {nodes} nodes: set operation.ranks to a multiple")
     if nodes == 1:
@@ -190,8 +195,20 @@ def start(spread: Spread, argv: Sequence[str], *, entry: str | None = None) -> t
         say(f"job {job.number} has {job.nodes} of {nodes} nodes: {fewer} of {ranks} ranks share the same batches")
         argv, ranks, nodes = [*argv, "--ranks", str(fewer), "--nodes", str(job.nodes)], fewer, job.nodes
         if nodes == 1:
-            return start(Spread(ranks, nodes, spread.image), argv, entry=entry)
+            return _start(Spread(ranks, nodes, spread.image), argv)
     return _over_nodes(job, nodes, argv, spread.image)
+
+
+@contextmanager
+def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables that are not set, for the processes that are started within."""
+    new = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name in new:
+            os.environ.pop(name, None)
 
 
 def _agent(outcomes: Path, argv: Sequence[str], **settings: Any) -> tuple[int, str]:
@@ -213,7 +230,8 @@ def _agent(outcomes: Path, argv: Sequence[str], **settings: Any) -> tuple[int, s
     except SignalException:
         killed = {}
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun's, to a node that has ended; the agent would raise it here
+        # srun's, to a node that has ended: the agent's own handler would raise it here
+        signal.signal(signal.SIGTERM, lambda number, frame: None)
     return _outcome(outcomes, killed)
 
 
