@@ -41,3 +41,18 @@ def test_every_stage_helps_with_two_examples(command: str, capsys: pytest.Captur
     text = capsys.readouterr().out
     assert text.count(f"  pipestill {command} ") >= 2
     assert "exit codes: 0 done" in text
+
+
+def test_a_model_is_loaded_without_the_networks_beside_its_own() -> None:
+    """Those, with SciPy's statistics, cost each command seconds; whoever wants them still gets them afterwards."""
+    code = (
+        "import sys\n"
+        "from pipestill.networks.model import UNet2DModel\n"
+        "print([name for name in ('diffusers.loaders', 'scipy', 'torchvision') if name in sys.modules])\n"
+        "import diffusers, diffusers.models.transformers, diffusers.models.unets.unet_1d\n"
+        "from diffusers.models.unets import UNet2DConditionModel\n"
+        "print(diffusers.UNet2DModel is diffusers.models.unets.UNet2DModel is UNet2DModel)\n"
+        "print(diffusers.models.transformers.DiTTransformer2DModel is diffusers.DiTTransformer2DModel)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines() == ["[]", "True", "True"]

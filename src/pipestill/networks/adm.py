@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
 from pipestill.errors import InputError
 from pipestill.networks.unet import EdmUNet2DModel, architecture
+from pipestill.networks.unet2d import UNet2DModel
 
 HEAD = 64  # channels of an attention head
 WEIGHTS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

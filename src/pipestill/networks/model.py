@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
 from pipestill import artifacts
@@ -23,6 +22,7 @@ from pipestill.diffusion.denoiser import EDM
 from pipestill.diffusion.schedules import karras
 from pipestill.errors import InputError
 from pipestill.networks.unet import NETWORKS
+from pipestill.networks.unet2d import UNet2DModel
 from pipestill.work import writing
 
 SUBFOLDERS = {"ema": "unet", "raw": "unet_raw"}

@@ -6,11 +6,11 @@ import copy
 import functools
 from typing import Any
 
-from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 
 from pipestill.config import NetworkParams
 from pipestill.errors import InputError
+from pipestill.networks.unet2d import UNet2DModel
 
 
 class EdmUNet2DModel(UNet2DModel):  # type: ignore[misc]

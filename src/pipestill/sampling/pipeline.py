@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from numpy.typing import NDArray
 from PIL import Image
@@ -22,6 +21,7 @@ from torch import Tensor
 from pipestill.config import DenoiserParams, RunParams
 from pipestill.errors import InputError, nearest
 from pipestill.networks.model import ModelCard, card_of, load_unet, wrap
+from pipestill.networks.unet2d import UNet2DModel
 from pipestill.sampling.items import to_uint8
 from pipestill.sampling.plan import UNCONDITIONAL, blocks
 from pipestill.sampling.recipe import settle

@@ -18,10 +18,9 @@ from pipestill.progress import say
 from pipestill.stages.common import add_common, add_launch, entry, load_params, run_training, spread_of, work_over_ranks
 
 if TYPE_CHECKING:
-    from diffusers.models.unets.unet_2d import UNet2DModel
-
     from pipestill.artifacts import Artifact
     from pipestill.data.store import Dataset
+    from pipestill.networks.unet2d import UNet2DModel
 
 VERSION = 2
 EXAMPLES = """\

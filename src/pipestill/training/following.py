@@ -12,12 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers.models.unets.unet_2d import UNet2DModel
-
 from pipestill.artifacts import InputEntry
 from pipestill.errors import InputError
 from pipestill.networks.model import ModelCard, card_of
 from pipestill.networks.unet import NETWORKS
+from pipestill.networks.unet2d import UNet2DModel
 from pipestill.work import Work, runs_root, write_atomic
 
 DESCRIPTION, LISTING = "training.json", "saved.txt"
