@@ -12,6 +12,8 @@ import pytest
 if TYPE_CHECKING:
     from workflow_project import Project
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the commands do it; before torch is imported
+
 LONGEST = ("test_workflow_runs.py", "test_slurm.py")  # begun first, so that no process is left with one at the end
 NOT_INSTALLABLE = ("no GPU here", "no mount namespace here")  # reasons that stand in CI too
 

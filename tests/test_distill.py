@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from commands import Command, kill_and_resume, payload, run, write_params
+from commands import Command, finish, here, kill_and_resume, payload, write_params
 from pipestill import cli
 from tiny_models import make_model
 
@@ -60,17 +60,22 @@ def uninterrupted(
     folder = tmp_path_factory.mktemp("whole")
     for ranks in (1, 2):
         command = arguments(folder, digits, digits_reference, teacher, f"m{ranks}")
-        code, output = run(*command, "--ranks", ranks, runs=folder / f"runs{ranks}")
-        assert code == 0, output
+        finish(*command, "--ranks", ranks, runs=folder / f"runs{ranks}")
     return {ranks: folder / f"m{ranks}" for ranks in (1, 2)}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 2), (2, 1)])
 def test_killed_and_resumed_gives_the_same_student(
-    tmp_path: Path, digits: Path, digits_reference: Path, teacher: Path, uninterrupted: dict[int, Path], ranks: int
+    tmp_path: Path,
+    digits: Path,
+    digits_reference: Path,
+    teacher: Path,
+    uninterrupted: dict[int, Path],
+    ranks: int,
+    kills: int,
 ) -> None:
     command = [*arguments(tmp_path, digits, digits_reference, teacher), "--ranks", ranks]
-    digest = kill_and_resume(command, tmp_path, kills=2, updates=UPDATES, chance=random.Random(ranks))
+    digest = kill_and_resume(command, tmp_path, kills=kills, updates=UPDATES, chance=random.Random(ranks))
     assert digest == payload(uninterrupted[ranks])
 
 
@@ -152,8 +157,7 @@ def test_a_student_starts_from_another(
         "optimizer": {"weight_decay": 0},
     }
     command = arguments(tmp_path, digits, digits_reference, teacher, **still)
-    code, output = run(*command, "--init", uninterrupted[1], runs=tmp_path / "runs")
-    assert code == 0, output
+    here(*command, "--init", uninterrupted[1], runs=tmp_path / "runs")
 
     from pipestill.networks.model import load_model
 

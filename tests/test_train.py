@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import Command, alive, kill_and_resume, payload, run, steps_logged, write_params
+from commands import Command, alive, finish, here, kill_and_resume, payload, run, steps_logged, write_params
 from pipestill import cli
 
 UPDATES = 24
@@ -32,18 +32,17 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dic
     folder = tmp_path_factory.mktemp("whole")
     digests = {}
     for ranks in (1, 2):
-        code, output = run(*arguments(folder, digits, f"m{ranks}"), "--ranks", ranks, runs=folder / f"runs{ranks}")
-        assert code == 0, output
+        finish(*arguments(folder, digits, f"m{ranks}"), "--ranks", ranks, runs=folder / f"runs{ranks}")
         digests[ranks] = payload(folder / f"m{ranks}")
     return digests
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "kills"), [(1, 2), (2, 1)])
 def test_killed_and_resumed_gives_the_same_weights(
-    tmp_path: Path, digits: Path, uninterrupted: dict[int, str], ranks: int
+    tmp_path: Path, digits: Path, uninterrupted: dict[int, str], ranks: int, kills: int
 ) -> None:
     command = [*arguments(tmp_path, digits, "m"), "--ranks", ranks]
-    digest = kill_and_resume(command, tmp_path, kills=2, updates=UPDATES, chance=random.Random(ranks))
+    digest = kill_and_resume(command, tmp_path, kills=kills, updates=UPDATES, chance=random.Random(ranks))
     assert digest == uninterrupted[ranks]
 
 
@@ -77,13 +76,13 @@ def test_a_stop_request_saves_the_state_and_says_so(
     assert payload(tmp_path / "m") == uninterrupted[2]
 
 
-def test_a_deadline_stops_and_resumes(tmp_path: Path, digits: Path, uninterrupted: dict[int, str]) -> None:
+def test_a_deadline_stops_and_resumes(
+    tmp_path: Path, digits: Path, uninterrupted: dict[int, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     runs, command = tmp_path / "runs", arguments(tmp_path, digits, "m")
-    code, output = run(*command, "--deadline-min", "0", runs=runs)
-    assert code == 75, output
-    assert "time limit" in output
-    code, output = run(*command, runs=runs)
-    assert code == 0, output
+    here(*command, "--deadline-min", "0", runs=runs, code=75)
+    assert "time limit" in capsys.readouterr().err
+    here(*command, runs=runs)
     assert payload(tmp_path / "m") == uninterrupted[1]
 
 
@@ -103,11 +102,13 @@ def test_a_killed_rank_ends_the_others_within_ten_seconds(tmp_path: Path, digits
     assert not any(alive(pid) for pid in ranks)
 
 
-def test_a_killed_launcher_takes_its_ranks_along(tmp_path: Path, digits: Path) -> None:
-    long = TINY["teachers.teacher.training"] | {"iterations": 100_000}
-    runs = tmp_path / "runs"
-    attempt = Command(*arguments(tmp_path, digits, "m", **{"teachers.teacher.training": long}), "--ranks", 2, runs=runs)
-    assert attempt.wait_until(lambda: steps_logged(runs) >= 3)
+def test_a_killed_launcher_takes_its_ranks_along_and_another_number_of_ranks_goes_on(
+    tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    longer = TINY["teachers.teacher.training"] | {"iterations": 100}
+    runs, command = tmp_path / "runs", arguments(tmp_path, digits, "m", **{"teachers.teacher.training": longer})
+    attempt = Command(*command, "--ranks", 2, runs=runs)
+    assert attempt.wait_until(lambda: steps_logged(runs) >= 5)
     ranks = attempt.children()
     assert len(ranks) == 2
     attempt.process.kill()
@@ -115,20 +116,13 @@ def test_a_killed_launcher_takes_its_ranks_along(tmp_path: Path, digits: Path) -
     limit = time.monotonic() + 10
     while any(alive(pid) for pid in ranks):
         assert time.monotonic() < limit, "ranks outlived their launcher"
+    here(*command, runs=runs)
+    assert "going on after update" in capsys.readouterr().err
 
 
-def test_another_number_of_ranks_goes_on_from_the_same_state(tmp_path: Path, digits: Path) -> None:
-    longer = TINY["teachers.teacher.training"] | {"iterations": 100}
-    runs, command = tmp_path / "runs", arguments(tmp_path, digits, "m", **{"teachers.teacher.training": longer})
-    attempt = Command(*command, "--ranks", 2, runs=runs)
-    assert attempt.wait_until(lambda: steps_logged(runs) >= 5)
-    attempt.kill_all()
-    code, output = run(*command, runs=runs)
-    assert code == 0, output
-    assert "going on after update" in output
-
-
-def test_a_loss_that_is_not_finite_names_its_update_and_keeps_the_last_good_state(tmp_path: Path, digits: Path) -> None:
+def test_a_loss_that_is_not_finite_names_its_update_and_keeps_the_last_good_state(
+    tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     wild = {
         "iterations": 300,
         "batch": 16,
@@ -136,8 +130,8 @@ def test_a_loss_that_is_not_finite_names_its_update_and_keeps_the_last_good_stat
         "optimizer": {"warmup": 0, "clip": 0, "weight_decay": 0.0, "betas": [0.0, 0.0]},
     }
     changes = {"teachers.teacher.training": wild, "teachers.teacher.denoiser": {"p_mean": 300.0}}
-    code, output = run(*arguments(tmp_path, digits, "m", **changes), runs=tmp_path / "runs")
-    assert code == 3, output
+    here(*arguments(tmp_path, digits, "m", **changes), runs=tmp_path / "runs", code=3)
+    output = capsys.readouterr().err
     assert "became" in output
     assert "at update" in output
     assert not (tmp_path / "m").exists()
