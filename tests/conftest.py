@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the commands do it; before torch is imported
 
-LONGEST = ("test_workflow_runs.py", "test_slurm.py")  # begun first, so that no process is left with one at the end
+# begun first, so that no process is left with one at the end
+LONGEST = ("test_slurm.py", "test_workflow_runs.py", "test_experiments.py", "test_watch.py")
 NOT_INSTALLABLE = ("no GPU here", "no mount namespace here")  # reasons that stand in CI too
 
 
