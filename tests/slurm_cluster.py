@@ -53,7 +53,7 @@ def missing() -> str | None:
         return f"no {', '.join(programs)}: apt-get install slurm-wlm munge"
     if os.geteuid() != 0:
         return "Slurm's daemons are started as root"
-    return f"this machine has a Slurm of its own ({CONF})" if CONF.exists() else None
+    return f"this machine has a Slurm of its own ({CONF})" if CONF.exists() and not CONF.is_symlink() else None
 
 
 class Cluster:
@@ -109,6 +109,15 @@ class Cluster:
         wanted = {f"SLURM_JOB_ID={job}", f"RANK={number}"}
         (found,) = [pid for pid, variables in _environments() if wanted <= variables]
         return found
+
+    def launcher(self, job: str) -> int:
+        """The process id of the command that started the ranks of a batch job."""
+        for pid, variables in _environments():
+            command = Path("/proc", str(pid), "cmdline").read_text().split("\0")
+            ours = "pipestill" in command and "python" in command[0]
+            if ours and f"SLURM_JOB_ID={job}" in variables and not any("PIPESTILL_NODES=" in one for one in variables):
+                return pid
+        raise AssertionError(f"no launcher of job {job}")
 
     def wait_for(
         self, condition: Callable[[], object], seconds: float = 60.0, explain: Callable[[], str] = lambda: ""

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipestill import launch, logs, stopping
+from pipestill import launch, logs, status, stopping
 from pipestill.config import OperationParams
 from pipestill.distributed import World
-from pipestill.errors import InputError, Stopped
+from pipestill.errors import InputError, Stopped, SurroundingsError
 from pipestill.training import loop, state
 from pipestill.training.tracking import Silent
 from pipestill.work import open_work
@@ -154,21 +154,35 @@ def test_the_margin_grows_with_the_time_that_saving_takes(tmp_path: Path, monkey
     assert now[0] == 1000 + 7 + 30 + 7 + 30
 
 
-SAYS = "JobId=7 JobName=wrap NodeList=n[1-2] NumNodes={nodes} EndTime={end} Reason=None"
+SAYS = (
+    "JobId=9 ArrayJobId=7 JobState=COMPLETED NodeList=n3 NumNodes=8 EndTime=2020-01-01T00:00:00\n"
+    "JobId=7 ArrayJobId=7 JobState={state} NodeList=n[1-2] NumNodes={nodes} EndTime={end}\n"
+    "JobId=8 ArrayJobId=7 JobState=PENDING NodeList=n3 NumNodes=8 EndTime=Unknown\n"
+)
+
+
+def answers(folder: Path, patch: pytest.MonkeyPatch, script: str) -> None:
+    """Lets `scontrol` answer as a script does."""
+    scontrol = folder / "scontrol"
+    scontrol.write_text(f"#!/bin/sh\n{script}\n")
+    scontrol.chmod(0o755)
+    patch.setenv("PATH", str(folder), prepend=os.pathsep)
+    patch.setenv("SLURM_JOB_ID", "7")
 
 
 @pytest.mark.parametrize(
-    ("nodes", "end", "found"),
-    [("2", "2026-11-26T12:00:00", (2, True)), ("1-1", "Unknown", (1, False))],
+    ("state", "nodes", "end", "found"),
+    [
+        ("RUNNING", "2", "2026-11-26T12:00:00", (2, True)),
+        ("RUNNING", "1-1", "Unknown", (1, False)),
+        ("COMPLETED", "2", "2026-11-26T12:00:00", (2, False)),
+    ],
 )
 def test_a_jobs_nodes_and_end_are_what_slurm_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: str, end: str, found: tuple[int, bool]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, nodes: str, end: str, found: tuple[int, bool]
 ) -> None:
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text(f"#!/bin/sh\necho '{SAYS.format(nodes=nodes, end=end)}'\n")
-    scontrol.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    """Of an array's first task Slurm shows all; a job that has ended is an old shell's and ends nothing."""
+    answers(tmp_path, monkeypatch, f"printf '%s' '{SAYS.format(state=state, nodes=nodes, end=end)}'")
     job = launch.slurm_job()
     assert job is not None
     assert (job.number, job.nodes, job.end is not None) == ("7", *found)
@@ -176,13 +190,37 @@ def test_a_jobs_nodes_and_end_are_what_slurm_says(
         assert time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(job.end)) == end
 
 
-def test_a_controller_that_does_not_answer_is_said(
+def test_a_controller_that_is_away_for_a_moment_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    says = SAYS.format(state="RUNNING", nodes="2", end="Unknown")
+    answers(
+        tmp_path, monkeypatch, f"[ -e {tmp_path}/asked ] || {{ touch {tmp_path}/asked; exit 1; }}; printf '%s' '{says}'"
+    )
+    job = launch.slurm_job()
+    assert job is not None
+    assert job.nodes == 2
+
+
+def test_a_controller_that_does_not_answer_is_no_wrong_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scontrol = tmp_path / "scontrol"
-    scontrol.write_text("#!/bin/sh\nexit 1\n")
-    scontrol.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert launch.slurm_job() is None
-    assert "Slurm does not say when job 7 ends" in capsys.readouterr().err
+    answers(tmp_path, monkeypatch, "exit 1")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(SurroundingsError, match="scontrol show job --oneliner 7 gives no answer"):
+        launch.slurm_job()
+    monkeypatch.delenv(status.JOB, raising=False)
+    launch.note_job()
+    assert "its time limit is not known" in capsys.readouterr().err
+
+
+def test_what_an_earlier_series_left_does_not_count(attempts: Attempts) -> None:
+    """The first attempt of the next series could not be submitted: the second is the first that runs."""
+    assert attempts.make("exit 2")[0] == 2
+    attempts.number = 3
+    assert attempts.make("exit 0")[0] == 0
+
+
+def test_a_full_disk_at_an_attempts_end_does_not_give_up(attempts: Attempts) -> None:
+    attempts.make("exit 3")
+    for name in ("outcome", "futile"):
+        (attempts.place / name).write_text("")
+    assert attempts.make("exit 0")[0] == 0

@@ -62,7 +62,7 @@ def test_ranks_that_do_not_see_the_same_states_say_so(tmp_path: Path, digits: Pa
 
 def test_a_preview_and_a_state_that_take_longer_than_a_collective_may(tmp_path: Path, digits: Path) -> None:
     training = {"teachers.teacher.training": {"iterations": 4, "batch": 16, "validate_every": 0, "accumulation": 2}}
-    slow = {"preview_every": 3, "save_every": 3.0, "log_every": 1, "timeout": LIMIT}
+    slow = {"preview_every": 3, "save_every": ALONE - 0.5, "log_every": 1, "timeout": LIMIT}
     command = arguments(tmp_path, digits, "m", operation=slow, **training)
     done = over_two_ranks(tmp_path / "slow.py", SLOW.format(alone=ALONE), command, tmp_path / "runs")
     assert done.returncode == 0, done.stderr

@@ -95,8 +95,14 @@ class Submitted:
 
     def wait_for_job(self, *, other_than: str = "", nodes: str = "n[1-2]") -> str:
         """The number of the only running job once it is another one on these nodes, and trains."""
-        self.wait_for(lambda: [job for job in self.cluster.running() if job[0] != other_than and job[1] == nodes])
-        ((number, _),) = self.cluster.running()
+        found: list[str] = []
+
+        def runs() -> bool:
+            found[:] = [job for job, listing in self.cluster.running() if job != other_than and listing == nodes]
+            return len(found) == 1
+
+        self.wait_for(runs)
+        (number,) = found
         self.wait_for_updates()
         return number
 
@@ -231,6 +237,15 @@ def test_a_stage_that_fails_at_once_stops_after_two_attempts(
     assert "given up: two attempts saved nothing" in row["why"]
 
 
+def test_runs_of_an_array_have_one_node_each(cluster: Cluster, finished: Project, tmp_path: Path) -> None:
+    project = finished.copy(tmp_path / "project")
+    over = ("+operation.ranks={sample: 2}", "+operation.nodes={sample: 2}", "sampling.runs.teacher-heun-3.seeds=[1]")
+    project.pipestill("config", *EXPERIMENT, *over)
+    submitted = Submitted(cluster, project, "artifacts/samples/teacher-heun-3/manifest.json")
+    assert submitted.wait() == 1, submitted.said
+    assert "operation.nodes.sample=2: jobs of an array have one node each" in submitted.said
+
+
 def training(folder: Path, digits: Path, *more: object) -> list[object]:
     params = write_params(
         folder / "params.yaml",
@@ -276,9 +291,9 @@ def test_a_request_to_stop_ends_every_node_and_fewer_nodes_go_on(
 ) -> None:
     job = Job(cluster, tmp_path, "stopped", training(tmp_path, digits))
     job.wait_for_updates(10)
-    cluster.call("scancel", "--signal=TERM", job.number)  # reaches the steps, as a preemption does
+    os.kill(cluster.launcher(job.number), signal.SIGTERM)  # reaches the launcher alone
     assert job.wait() == 75, job.said
-    assert "stopped by SIGTERM after update" in job.said
+    assert "stopped by SIGUSR2 after update" in job.said or "stopped by SIGTERM after update" in job.said
     assert "state saved" in job.said
 
     job = Job(cluster, tmp_path, "limited", training(tmp_path, digits, "--deadline-min", 0))

@@ -69,8 +69,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         launch.die_with_launcher()
         launch.watch_siblings()
         logs.keep_own(int(os.environ["RANK"]))
-    elif name in _stages():
-        launch.note_job()
     code, message = _guarded(name, rest)
     if message and not launch.is_collected():
         print(f"pipestill {name}: {message}", file=sys.stderr)
@@ -143,6 +141,8 @@ def run(module: ModuleType, parser: argparse.ArgumentParser, arguments: list[str
         import time
 
         os.environ["PIPESTILL_DEADLINE"] = str(time.time() + 60 * deadline)
+    if parser.prog.split()[-1] in _stages() and not launch.is_rank():
+        launch.note_job()
     if hasattr(module, "spread") and not launch.is_rank():
         command = [parser.prog.split()[-1], *arguments]
         spread: launch.Spread = module.spread(options)

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 from pipestill import logs, status
 from pipestill.errors import InputError, Stopped, SurroundingsError
 from pipestill.progress import say
-from pipestill.stopping import JOB_END
+from pipestill.stopping import JOB_END, STOP_SIGNALS
 from pipestill.work import runs_root, write_atomic
 
 OUTCOME = "PIPESTILL_OUTCOME"  # variable naming the folder in which ranks leave their outcomes and process ids
@@ -54,24 +54,37 @@ class SlurmJob:
 
 
 def slurm_job() -> SlurmJob | None:
-    """The job that this process runs in; None where there is none, or its controller does not say."""
+    """The job that this process runs in; None where it runs in none. Raises SurroundingsError where Slurm is silent."""
     number = os.environ.get("SLURM_JOB_ID")
     if number is None or shutil.which("scontrol") is None:
         return None
-    question = ["scontrol", "show", "job", "--oneliner", number]
-    try:
-        said = subprocess.run(question, capture_output=True, text=True, check=True, timeout=ANSWER).stdout
-        facts = dict(word.split("=", 1) for word in said.split() if "=" in word)
-        return SlurmJob(number, int(facts["NumNodes"].split("-")[0]), facts["NodeList"], _moment(facts["EndTime"]))
-    except (subprocess.SubprocessError, OSError, ValueError, KeyError) as error:
-        say(f"Slurm does not say when job {number} ends ({type(error).__name__}): no time limit is heeded")
-        return None
+    said = _asked("show", "job", "--oneliner", number)
+    for line in said.splitlines():  # all of an array where this is the task that has the array's number
+        facts = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if facts.get("JobId") == number and {"NumNodes", "NodeList", "EndTime", "JobState"} <= facts.keys():
+            ends = facts["EndTime"] if facts["JobState"] == "RUNNING" else "Unknown"  # an old shell's job has ended
+            return SlurmJob(number, int(facts["NumNodes"].split("-")[0]), facts["NodeList"], _moment(ends))
+    raise SurroundingsError(f"Slurm does not know job {number}, in which this runs")
+
+
+def _asked(*question: str) -> str:
+    """What scontrol answers; its controller may be away for a moment. Raises SurroundingsError."""
+    environment = os.environ | {"SLURM_TIME_FORMAT": "standard"}
+    for pause in (1.0, 5.0, None):
+        try:
+            command = ["scontrol", *question]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWER, env=environment)
+            return done.stdout
+        except (subprocess.SubprocessError, OSError) as error:
+            if pause is None:
+                raise SurroundingsError(f"scontrol {' '.join(question)} gives no answer: {error}") from None
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _first(listing: str) -> str:
     """The first of the nodes that Slurm lists as `n[1-2]`."""
-    names = ["scontrol", "show", "hostnames", listing]
-    return subprocess.run(names, capture_output=True, text=True, check=True).stdout.split()[0]
+    return _asked("show", "hostnames", listing).split()[0]
 
 
 def _moment(text: str) -> float | None:
@@ -86,8 +99,12 @@ def note_job() -> None:
     """Leaves the job's number and its end in the environment, for this process and those that it starts."""
     if status.JOB in os.environ or "SLURM_JOB_ID" not in os.environ:
         return
-    job = slurm_job()
     os.environ[status.JOB] = os.environ["SLURM_JOB_ID"]
+    try:
+        job = slurm_job()
+    except SurroundingsError as error:
+        say(f"{error}: its time limit is not known, so none is heeded")
+        return
     if job is not None and job.end is not None:
         os.environ.setdefault(JOB_END, str(job.end))
 
@@ -253,20 +270,20 @@ def _command(image: str | None, argv: Sequence[str]) -> list[str]:
 
 def _over_nodes(job: SlurmJob, nodes: int, argv: Sequence[str], image: str | None) -> tuple[int, str]:
     """Starts this command once on each node of the Slurm job; each starts its ranks, and all outcomes become one."""
-    folder = runs_root().absolute() / "nodes" / f"{job.number}-{os.getpid()}"
-    folder.mkdir(parents=True)
+    place = runs_root().absolute() / "nodes"
+    place.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{job.number}-", dir=place))
     tasks = [f"--{name}={nodes}" for name in ("nodes", "ntasks")]
-    command = ["srun", *tasks, "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--export=ALL"]
+    command = ["srun", *tasks, "--ntasks-per-node=1", "--cpu-bind=none", "--kill-on-bad-exit=1", "--export=ALL"]
     variables = {NODES: str(folder), HEAD: _first(job.listing)} | ({} if image is None else {CONTAINER: image})
-    step = subprocess.Popen([*command, *_command(image, argv)], env=os.environ | variables)
-    for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, lambda number, _: step.send_signal(number))
-    while True:
-        try:
-            code = step.wait()
-            break
-        except KeyboardInterrupt:  # srun has had it from the terminal and passes it on
-            continue
+    # in a session of its own: at a SIGTERM or Ctrl-C srun would kill the ranks; what it passes on lets them save
+    step = subprocess.Popen([*command, *_command(image, argv)], env=os.environ | variables, start_new_session=True)
+    before = {
+        number: signal.signal(number, lambda number, frame: step.send_signal(signal.SIGUSR2)) for number in STOP_SIGNALS
+    }
+    code = step.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
     found = _of_nodes(folder, nodes)
     shutil.rmtree(folder, ignore_errors=True)
     if found is None:

@@ -60,4 +60,5 @@ def keep_own(rank: int) -> None:
 
 
 def of_rank(prefix: str, rank: int) -> Path:
+    """The log of a rank other than the leader, beside its attempt's."""
     return Path(f"{prefix}-rank-{rank}.log")

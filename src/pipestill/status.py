@@ -10,13 +10,13 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from pipestill import progress
-from pipestill.errors import Stopped, SurroundingsError
+from pipestill.errors import Stopped
 
 FILE = "status.json"
 EVERY = 5.0  # seconds between two writings
@@ -27,7 +27,7 @@ LOG = "PIPESTILL_LOG"  # variable: where this attempt's logs lie, without what d
 
 
 @contextmanager
-def told(path: Path, facts: Mapping[str, Any], write: Callable[[Path, str], None]) -> Iterator[None]:
+def told(path: Path, facts: Mapping[str, Any]) -> Iterator[None]:
     """Keeps the file at `path` up to date while the work within goes on, and says at the end how that was.
 
     A file that cannot be written is no failure of the work.
@@ -42,11 +42,14 @@ def told(path: Path, facts: Mapping[str, Any], write: Callable[[Path, str], None
         "began": time.time(),
         **facts,
     }
+    partial = path.with_name(f".{path.name}.partial")
     ended = threading.Event()
 
     def say(**more: Any) -> None:
-        with suppress(SurroundingsError, OSError):
-            write(path, json.dumps(body | {"time": time.time(), "doing": progress.current()} | more, indent=1) + "\n")
+        text = json.dumps(body | {"time": time.time(), "doing": progress.current()} | more, indent=1) + "\n"
+        with suppress(OSError):
+            partial.write_text(text)
+            os.replace(partial, path)  # not fsynced: after a power cut it says nothing that is still true
 
     def beat() -> None:
         while not ended.wait(EVERY):

@@ -161,7 +161,7 @@ def _told(work: Work, ranks: int) -> Iterator[None]:
     if STATE in os.environ:
         write_atomic(Path(os.environ[STATE]), str((work.folder / "state").absolute()))
     facts = {"stage": work.stage, "key": work.key, "output": str(work.output), "ranks": ranks}
-    with status.told(work.folder / status.FILE, facts, write_atomic):
+    with status.told(work.folder / status.FILE, facts):
         yield
 
 
@@ -210,6 +210,10 @@ def locked(path: Path, output: Path) -> Iterator[None]:
             except BlockingIOError as error:
                 raise SurroundingsError(
                     f"{output} is being written by another process: wait for it or end it"
+                ) from error
+            except OSError as error:
+                raise SurroundingsError(
+                    f"{path} cannot be locked: {error.strerror}: does its file system know flock?"
                 ) from error
             if not _is_at(path, file.fileno()):
                 continue  # its last holder removed it between our opening and our locking

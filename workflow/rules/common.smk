@@ -1,5 +1,6 @@
 # What the rules share: the stages as DVC resolves them, and how one is run.
 import os
+import re
 import subprocess
 import sys
 import time
@@ -113,8 +114,19 @@ def threads_of(name, dpath):
 def over_nodes(name):
     """What Slurm needs of a stage: its nodes, and over several one task for each, which `pipestill` starts itself."""
     nodes = nodes_of(name)
-    several = {"mpi": "srun", "tasks": nodes, "tasks_per_gpu": 0}
-    return {"nodes": nodes} | (several if nodes > 1 else {})
+    if nodes == 1:
+        return {"nodes": 1}
+
+    def several(wildcards):
+        arrays = getattr(workflow.executor_settings, "array_jobs", None) or ""  # known once jobs are made
+        if {name, "all"} & set(re.split(r"[,;\s]+", arrays)):
+            raise WorkflowError(
+                f"operation.nodes.{name}={nodes}: jobs of an array have one node each; take {name} out of "
+                "slurm-array-jobs in the profile"
+            )
+        return nodes
+
+    return {"nodes": several, "mpi": "srun", "tasks": nodes, "tasks_per_gpu": 0}
 
 
 def log_of(name, entry="{name}"):

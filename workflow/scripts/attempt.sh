@@ -6,7 +6,7 @@
 set -uo pipefail
 number=$1 log=$2 command=$3
 folder=${log%.log}
-outcome=$folder/outcome futile=$folder/futile before=$folder/before
+outcome=$folder/outcome futile=$folder/futile before=$folder/before last=$folder/number
 export PIPESTILL_STATE=$folder/state PIPESTILL_ATTEMPT=$number PIPESTILL_LOG=$folder/$(date -u +%Y%m%dT%H%M%S)-$number
 mkdir -p "$folder"
 
@@ -15,28 +15,33 @@ saved() { # names and sizes of what the stage has saved to go on from; it notes 
 }
 
 give_up() {
-    last=$(cd "$folder" && ls ./*.log 2>/dev/null | grep -v -e -rank- | tail -1)
-    [ -z "$last" ] || cp "$folder/$last" "$log"
+    kept=$(cd "$folder" && ls ./*.log 2>/dev/null | grep -v -e -rank- | tail -1)
+    [ -z "$kept" ] || cp "$folder/$kept" "$log"
     echo "not tried again: $1" >&2
     exit "$2"
 }
 
-if [ "$number" = 1 ]; then
-    echo 0 > "$futile"
-    rm -f "$PIPESTILL_STATE"
+known=$(cat "$last" 2>/dev/null)
+echo "$number" > "$last"
+count=0
+if [ "$number" = 1 ] || [[ $known != "$number" && $known != $((number - 1)) ]]; then
+    rm -f "$PIPESTILL_STATE" # what lies here is of an earlier series: an attempt that could not be submitted leaves a gap
 else
-    code=$(cat "$outcome" 2>/dev/null || echo 3) # killed: nobody wrote it down
-    [ "$(saved)" = "$(cat "$before")" ] || echo 0 > "$futile"
+    code=$(cat "$outcome" 2>/dev/null)
+    code=${code:-3} # killed, or a full disk: nobody wrote it down
+    [ "$(saved)" != "$(cat "$before" 2>/dev/null)" ] || count=$(cat "$futile" 2>/dev/null)
+    count=${count:-0}
     [ "$code" != 2 ] || give_up "the attempt before ended with 2, wrong input" 2
-    [ "$(cat "$futile")" -lt 2 ] ||
+    [ "$count" -lt 2 ] ||
         give_up "two attempts in a row saved nothing to go on from, the last ended with $code: see the logs in $folder" "$code"
 fi
-echo $(($(cat "$futile") + 1)) > "$futile"
+echo $((count + 1)) > "$futile"
 saved > "$before"
 rm -f "$outcome"
 
 trap : TERM INT USR2 # the stage has had them too, and its end is waited for
 bash -c "$command" 2>&1 | (trap '' TERM INT USR2 && exec tee "$log" "$PIPESTILL_LOG.log")
 code=${PIPESTATUS[0]}
+[ "$(saved)" = "$(cat "$before" 2>/dev/null)" ] || echo 0 > "$futile"
 echo "$code" > "$outcome"
 exit "$code"
