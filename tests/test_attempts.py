@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from pipestill import launch, logs, status, stopping
+from pipestill import logs, slurm, status, stopping
 from pipestill.config import OperationParams
 from pipestill.distributed import World
 from pipestill.errors import InputError, Stopped, SurroundingsError
@@ -183,7 +183,7 @@ def test_a_jobs_nodes_and_end_are_what_slurm_says(
 ) -> None:
     """Of an array's first task Slurm shows all; a job that has ended is an old shell's and ends nothing."""
     answers(tmp_path, monkeypatch, f"printf '%s' '{SAYS.format(state=state, nodes=nodes, end=end)}'")
-    job = launch.slurm_job()
+    job = slurm.current_job()
     assert job is not None
     assert (job.number, job.nodes, job.end is not None) == ("7", *found)
     if job.end is not None:
@@ -195,7 +195,7 @@ def test_a_controller_that_is_away_for_a_moment_is_asked_again(tmp_path: Path, m
     answers(
         tmp_path, monkeypatch, f"[ -e {tmp_path}/asked ] || {{ touch {tmp_path}/asked; exit 1; }}; printf '%s' '{says}'"
     )
-    job = launch.slurm_job()
+    job = slurm.current_job()
     assert job is not None
     assert job.nodes == 2
 
@@ -206,9 +206,9 @@ def test_a_controller_that_does_not_answer_is_no_wrong_input(
     answers(tmp_path, monkeypatch, "exit 1")
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(SurroundingsError, match="scontrol show job --oneliner 7 gives no answer"):
-        launch.slurm_job()
+        slurm.current_job()
     monkeypatch.delenv(status.JOB, raising=False)
-    launch.note_job()
+    slurm.note_job()
     assert "its time limit is not known" in capsys.readouterr().err
 
 

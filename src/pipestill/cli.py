@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from pipestill import __version__, launch, logs
+from pipestill import __version__, launch, logs, slurm
 from pipestill.errors import InputError, PipestillError, Stopped, SurroundingsError, nearest
 from pipestill.stopping import STOPPED
 
@@ -142,7 +142,7 @@ def run(module: ModuleType, parser: argparse.ArgumentParser, arguments: list[str
 
         os.environ["PIPESTILL_DEADLINE"] = str(time.time() + 60 * deadline)
     if parser.prog.split()[-1] in _stages() and not launch.is_rank():
-        launch.note_job()
+        slurm.note_job()
     if hasattr(module, "spread") and not launch.is_rank():
         command = [parser.prog.split()[-1], *arguments]
         spread: launch.Spread = module.spread(options)

@@ -20,14 +20,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipestill import logs, status
+from pipestill import logs, slurm, status
 from pipestill.errors import InputError, Stopped, SurroundingsError
 from pipestill.progress import say
-from pipestill.stopping import JOB_END, STOP_SIGNALS
+from pipestill.stopping import STOP_SIGNALS
 from pipestill.work import runs_root, write_atomic
 
 OUTCOME = "PIPESTILL_OUTCOME"  # variable naming the folder in which ranks leave their outcomes and process ids
@@ -40,73 +39,6 @@ CONSEQUENCES = (signal.SIGTERM, signal.SIGABRT)  # signals by which a rank ends 
 GRACE = 5.0  # seconds between a rank's failure and the end of those that did not notice
 JOINING = 300  # seconds in which all nodes have to have come
 SHUTDOWN = 600  # seconds that ranks have to save their state and stop when they are asked to
-ANSWER = 30  # seconds in which Slurm's controller has to answer
-
-
-@dataclass(frozen=True)
-class SlurmJob:
-    """The Slurm job that this process runs in; its end in Unix seconds where it has one."""
-
-    number: str
-    nodes: int
-    listing: str  # of its nodes, as Slurm writes it
-    end: float | None
-
-
-def slurm_job() -> SlurmJob | None:
-    """The job that this process runs in; None where it runs in none. Raises SurroundingsError where Slurm is silent."""
-    number = os.environ.get("SLURM_JOB_ID")
-    if number is None or shutil.which("scontrol") is None:
-        return None
-    said = _asked("show", "job", "--oneliner", number)
-    for line in said.splitlines():  # all of an array where this is the task that has the array's number
-        facts = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        if facts.get("JobId") == number and {"NumNodes", "NodeList", "EndTime", "JobState"} <= facts.keys():
-            ends = facts["EndTime"] if facts["JobState"] == "RUNNING" else "Unknown"  # an old shell's job has ended
-            return SlurmJob(number, int(facts["NumNodes"].split("-")[0]), facts["NodeList"], _moment(ends))
-    raise SurroundingsError(f"Slurm does not know job {number}, in which this runs")
-
-
-def _asked(*question: str) -> str:
-    """What scontrol answers; its controller may be away for a moment. Raises SurroundingsError."""
-    environment = os.environ | {"SLURM_TIME_FORMAT": "standard"}
-    for pause in (1.0, 5.0, None):
-        try:
-            command = ["scontrol", *question]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ANSWER, env=environment)
-            return done.stdout
-        except (subprocess.SubprocessError, OSError) as error:
-            if pause is None:
-                raise SurroundingsError(f"scontrol {' '.join(question)} gives no answer: {error}") from None
-            time.sleep(pause)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _first(listing: str) -> str:
-    """The first of the nodes that Slurm lists as `n[1-2]`."""
-    return _asked("show", "hostnames", listing).split()[0]
-
-
-def _moment(text: str) -> float | None:
-    """Unix seconds of Slurm's local time; None for a job without a limit."""
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        return None
-
-
-def note_job() -> None:
-    """Leaves the job's number and its end in the environment, for this process and those that it starts."""
-    if status.JOB in os.environ or "SLURM_JOB_ID" not in os.environ:
-        return
-    os.environ[status.JOB] = os.environ["SLURM_JOB_ID"]
-    try:
-        job = slurm_job()
-    except SurroundingsError as error:
-        say(f"{error}: its time limit is not known, so none is heeded")
-        return
-    if job is not None and job.end is not None:
-        os.environ.setdefault(JOB_END, str(job.end))
 
 
 def is_rank() -> bool:
@@ -201,7 +133,7 @@ def _start(spread: Spread, argv: Sequence[str]) -> tuple[int, str]:
             return _agent(Path(outcomes), argv, nproc_per_node=ranks, min_nodes=1, max_nodes=1, **here)
     if NODES in os.environ:
         return _on_a_node(ranks, nodes, argv)
-    job = slurm_job()
+    job = slurm.current_job()
     if job is None or shutil.which("srun") is None:
         raise InputError(
             f"{nodes} nodes need a Slurm job: use snakemake --profile slurm, start this within "
@@ -268,14 +200,14 @@ def _command(image: str | None, argv: Sequence[str]) -> list[str]:
     return ["apptainer", "exec", "--nv", image, "pipestill", *argv]
 
 
-def _over_nodes(job: SlurmJob, nodes: int, argv: Sequence[str], image: str | None) -> tuple[int, str]:
+def _over_nodes(job: slurm.Job, nodes: int, argv: Sequence[str], image: str | None) -> tuple[int, str]:
     """Starts this command once on each node of the Slurm job; each starts its ranks, and all outcomes become one."""
     place = runs_root().absolute() / "nodes"
     place.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"{job.number}-", dir=place))
     tasks = [f"--{name}={nodes}" for name in ("nodes", "ntasks")]
     command = ["srun", *tasks, "--ntasks-per-node=1", "--cpu-bind=none", "--kill-on-bad-exit=1", "--export=ALL"]
-    variables = {NODES: str(folder), HEAD: _first(job.listing)} | ({} if image is None else {CONTAINER: image})
+    variables = {NODES: str(folder), HEAD: job.first_node()} | ({} if image is None else {CONTAINER: image})
     # in a session of its own: at a SIGTERM or Ctrl-C srun would kill the ranks; what it passes on lets them save
     step = subprocess.Popen([*command, *_command(image, argv)], env=os.environ | variables, start_new_session=True)
     before = {
