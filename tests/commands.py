@@ -6,11 +6,12 @@ import copy
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,10 @@ class Command:
 
     def kill_all(self) -> None:
         """SIGKILL to the whole process group, as a power cut would."""
+        ranks = self.children()
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        wait_for_end(ranks)
 
     def children(self) -> list[int]:
         """Process ids of its ranks, in order of rank."""
@@ -106,6 +109,19 @@ class Command:
         except OSError:
             return False
         return parent == self.process.pid
+
+
+def wait_for_end(pids: Iterable[int], seconds: float = 10.0) -> None:
+    """Waits until processes have ended with all their threads, which hold locks for longer than /proc shows them."""
+    limit = time.monotonic() + seconds
+    for pid in pids:
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        ended, _, _ = select.select([descriptor], [], [], max(0.0, limit - time.monotonic()))
+        os.close(descriptor)
+        assert ended, f"process {pid} still runs after {seconds} s"
 
 
 def alive(pid: int) -> bool:
@@ -157,13 +173,22 @@ def steps_logged(runs: Path) -> int:
     return last
 
 
+def saved_states(runs: Path) -> int:
+    """The number of whole states below a runs folder."""
+    return len([*runs.glob("*/*/state/state-*.pt")])
+
+
 def kill_and_resume(command: Sequence[object], folder: Path, *, kills: int, updates: int, chance: random.Random) -> str:
     """Kills a training that writes `folder/m` at random updates, then lets it end; returns the payload digest."""
     runs = folder / "runs"
-    for _ in range(kills):
+    for left in range(kills, 0, -1):
         target = steps_logged(runs) + chance.randint(1, updates // 2)
+
+        def far_enough(target: int = target, last: bool = left == 1) -> bool:
+            return steps_logged(runs) >= target and not (last and saved_states(runs) == 0)
+
         attempt = Command(*command, runs=runs)
-        if attempt.wait_until(lambda target=target: steps_logged(runs) >= target):  # type: ignore[misc]
+        if attempt.wait_until(far_enough):
             attempt.kill_all()
         if (folder / "m" / "manifest.json").exists():
             break

@@ -14,13 +14,17 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the commands do it; before torch is imported
 
-# begun first, so that no process is left with one at the end
-LONGEST = ("test_slurm.py", "test_workflow_runs.py", "test_experiments.py", "test_watch.py")
+# begun first, in this order, so that no process is left with one at the end
+LONGEST = (
+    *("test_slurm.py", "test_workflow_runs.py", "test_sampling_command.py", "test_train.py", "test_experiments.py"),
+    *("test_convert.py", "test_two_pipelines.py", "test_watch.py", "test_interleaving.py", "test_distill.py"),
+)
 NOT_INSTALLABLE = ("no GPU here", "no mount namespace here")  # reasons that stand in CI too
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -10,8 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ import yaml
 from PIL import Image
 
 from images import bad_files, class_folders, data_params, encoded, noise
-from pipestill import artifacts, cli
+from pipestill import artifacts, cli, work
 from pipestill.artifacts import InputEntry
 from pipestill.config import ExampleParams
 from pipestill.data.examples import ROWS, TEXTURES, patches
@@ -219,15 +221,33 @@ def test_parameters_that_do_not_fit(run: Run, override: str, words: str) -> None
     assert words in lines[0]
 
 
-def test_an_output_that_another_process_writes(run: Run) -> None:
+def test_an_output_that_another_process_writes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     class_folders(Path("photos"))
     inputs = {"images": InputEntry("folder", "other")}
+    monkeypatch.setattr(work, "DYING", 0.0)
     with open_work(kind="dataset", stage="dataset", version=1, parameters={}, inputs=inputs, output=Path("out")):
         code, lines = run("--output", "out")
     assert code == 3
     assert len(lines) == 1
     assert "out is being written by another process" in lines[0]
     assert run("--output", "out") == (0, [])
+
+
+def test_an_output_whose_writer_is_dying_is_waited_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_folders(Path("photos"))
+    inputs = {"images": InputEntry("folder", "other")}
+    dying = open_work(kind="dataset", stage="dataset", version=1, parameters={}, inputs=inputs, output=Path("out"))
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            dying.__exit__(None, None, None)
+
+    dying.__enter__()
+    monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=time.monotonic, sleep=wait))
+    assert run("--output", "out") == (0, [])
+    assert len(waits) == 3
 
 
 def test_check_finds_bad_files_and_writes_no_artefact(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -44,8 +45,20 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     made.stop()
 
 
+@pytest.fixture(autouse=True)
+def _ended() -> Iterator[None]:
+    """Ends what a test that failed left running."""
+    yield
+    while Submitted.processes:
+        process = Submitted.processes.pop()
+        process.kill()
+        process.wait()
+
+
 class Submitted:
-    """Snakemake with the profile for Slurm, running in a project."""
+    """Snakemake with the profile for Slurm, running in a project; it does not outlive its test."""
+
+    processes: ClassVar[list[subprocess.Popen[bytes]]] = []
 
     def __init__(self, cluster: Cluster, project: Project, *arguments: str) -> None:
         self.cluster, self.root = cluster, project.root
@@ -62,6 +75,7 @@ class Submitted:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
             )
+        self.processes.append(self.process)
 
     @property
     def said(self) -> str:
@@ -71,7 +85,6 @@ class Submitted:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            self.process.kill()
             raise AssertionError(f"still running after {seconds} s:\n{self.said}\n{self.logs()}") from None
 
     def logs(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ def records(folder: Path) -> list[Any]:
             at += left
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + length > len(data):
+            break  # it is being written
         body += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
@@ -110,7 +113,11 @@ def records(folder: Path) -> list[Any]:
 def test_wandb_gives_back_what_was_logged_offline(folder: Path) -> None:
     pytest.importorskip("wandb")
     use("wandb", folder)
-    found = records(folder)
+    found: list[Any] = []
+    limit = time.monotonic() + 60
+    while "exit" not in [record.WhichOneof("record_type") for record in found]:  # a process of its own writes the file
+        assert time.monotonic() < limit, found
+        found = records(folder)
     (run,) = [record.run for record in found if record.WhichOneof("record_type") == "run"]
     assert (run.project, run.display_name, run.run_id) == ("pipestill", "teacher", "train-0123456789abcdef")
     config = {item.key: json.loads(item.value_json) for item in run.config.update}

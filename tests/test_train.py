@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from commands import Command, alive, finish, here, kill_and_resume, payload, run, steps_logged, write_params
+from commands import (
+    Command,
+    alive,
+    finish,
+    here,
+    kill_and_resume,
+    payload,
+    run,
+    steps_logged,
+    wait_for_end,
+    write_params,
+)
 from pipestill import cli
 
 UPDATES = 24
@@ -113,9 +124,7 @@ def test_a_killed_launcher_takes_its_ranks_along_and_another_number_of_ranks_goe
     assert len(ranks) == 2
     attempt.process.kill()
     attempt.wait()
-    limit = time.monotonic() + 10
-    while any(alive(pid) for pid in ranks):
-        assert time.monotonic() < limit, "ranks outlived their launcher"
+    wait_for_end(ranks)
     here(*command, runs=runs)
     assert "going on after update" in capsys.readouterr().err
 

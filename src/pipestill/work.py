@@ -24,6 +24,7 @@ from pipestill.artifacts import Artifact, InputEntry, Manifest
 from pipestill.errors import InputError, Stopped, SurroundingsError
 
 STATE = "PIPESTILL_STATE"  # names a file in which a stage notes where its state lies, for attempt.sh
+DYING = 5.0  # seconds that a killed process may take to end with all its threads and let go of its locks
 
 
 def runs_root() -> Path:
@@ -194,8 +195,10 @@ def _locks(work: Work) -> Iterator[None]:
 def locked(path: Path, output: Path) -> Iterator[None]:
     """Holds a lock file on behalf of `output`; it is removed at the end.
 
-    Raises SurroundingsError when another process holds it, or it cannot be written.
+    Raises SurroundingsError when another process holds it for longer than a killed one takes to end, or it cannot be
+    written.
     """
+    limit = time.monotonic() + DYING
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,6 +211,9 @@ def locked(path: Path, output: Path) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
+                if time.monotonic() < limit:
+                    time.sleep(0.05)
+                    continue
                 raise SurroundingsError(
                     f"{output} is being written by another process: wait for it or end it"
                 ) from error
