@@ -52,14 +52,14 @@ def read(folder: Path) -> dict[str, Any]:
 
 def convert(folder: Path) -> dict[str, Any]:
     """As the stage does it, without a dataset of a thousand classes beside it."""
-    from pipestill.config import DenoiserParams
+    from pipestill.config import EdmParams
     from pipestill.networks import adm, checkpoints
     from pipestill.networks.model import ModelCard, save_model
 
     found = checkpoints.find(folder / "edm.pkl", "ema")
     unet = adm.build(found.layout)
     classes = tuple(f"n{index:08d}" for index in range(1000))
-    card = ModelCard("teacher", 64, 3, classes, False, DenoiserParams().plain())
+    card = ModelCard("teacher", 64, 3, classes, False, EdmParams().plain())
     (folder / "model").mkdir()
     save_model(folder / "model", card, unet, {"ema": adm.to_diffusers(found.tensors, found.layout, "edm.pkl")})
     return {"parameters": sum(tensor.numel() for tensor in unet.parameters())}
@@ -68,7 +68,7 @@ def convert(folder: Path) -> dict[str, Any]:
 def sample(folder: Path) -> dict[str, Any]:
     import torch
 
-    from pipestill.config import DenoiserParams
+    from pipestill.config import EdmParams
     from pipestill.diffusion.conditions import ClassCondition
     from pipestill.diffusion.samplers import SAMPLERS
     from pipestill.diffusion.schedules import karras
@@ -80,7 +80,7 @@ def sample(folder: Path) -> dict[str, Any]:
     unet = EdmUNet2DModel.from_pretrained(
         folder / "model", subfolder="unet", local_files_only=True, low_cpu_mem_usage=False
     )
-    denoiser = wrap(unet.requires_grad_(False).eval(), DenoiserParams())
+    denoiser = wrap(unet.requires_grad_(False).eval(), EdmParams())
     loaded = time.monotonic()
     x0 = sample_items(
         denoiser,

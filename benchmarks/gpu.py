@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipestill import counter
-from pipestill.config import DenoiserParams, GanParams, OptimizerParams, PoolParams, StudentParams
+from pipestill.config import EdmParams, GanParams, OptimizerParams, PoolParams, StudentParams
 from pipestill.config.fields import Precision
 from pipestill.config.students import Rollout
 from pipestill.diffusion.samplers import SAMPLERS
@@ -76,7 +76,7 @@ class Bench:
         classes = tuple(f"n{index:08d}" for index in range(layout.classes))
         native = NativeSchedule(10, "renoise", 80.0, 0.002, 7.0)
         self.card = ModelCard(
-            "student", layout.resolution, layout.channels, classes, False, DenoiserParams().plain(), native
+            "student", layout.resolution, layout.channels, classes, False, EdmParams().plain(), native
         )
         torch.manual_seed(0)
         self.network = adm.build(layout)
@@ -150,7 +150,7 @@ class Bench:
             deterministic=False,
         )
         autocast = autocast_type(params.precision)
-        networks = [wrap(copy.deepcopy(self.network), DenoiserParams(), autocast) for _ in range(3)]
+        networks = [wrap(copy.deepcopy(self.network), EdmParams(), autocast) for _ in range(3)]
         teacher, student, score = networks
         teacher.requires_grad_(False).eval()
         for network in networks:
@@ -165,6 +165,7 @@ class Bench:
             loader=RealImages(self.layout, batch, self.device),  # type: ignore[arg-type]
             validation=NoValidation(),  # type: ignore[arg-type]
             world=self.world,
+            train_images=batch,
         )
 
     def turn(self, *, batch: int, rollout: Rollout, precision: Precision, compiled: bool) -> dict[str, Any]:
@@ -181,7 +182,7 @@ class Bench:
         return self.measured(work, together * 5 * training.states, self.operations(work))
 
     def sampling(self, *, batch: int, sampler: str, steps: int, precision: Precision, compiled: bool) -> dict[str, Any]:
-        denoiser = wrap(copy.deepcopy(self.network).eval(), DenoiserParams(), autocast_type(precision))
+        denoiser = wrap(copy.deepcopy(self.network).eval(), EdmParams(), autocast_type(precision))
         denoiser.requires_grad_(False)
         settings = StudentParams(teacher="t", init="t", steps=1, compile=compiled, deterministic=False)
         prepare(denoiser, settings, self.world)

@@ -30,7 +30,7 @@ import torch
 from diffusers import DiffusionPipeline, EDMEulerScheduler, UNet2DModel
 from torch import Tensor
 
-from pipestill.config import DenoiserParams, NetworkParams, RunParams
+from pipestill.config import EdmParams, NetworkParams, RunParams
 from pipestill.distributed import World, world
 from pipestill.networks.model import ModelCard, wrap
 from pipestill.networks.unet import build_unet, parameter_count
@@ -74,7 +74,7 @@ def build(name: str, steps: int) -> tuple[Any, Recipe]:
     resolution, channels, network = NETWORKS[name]
     torch.manual_seed(0)
     unet = build_unet(network, resolution=resolution, channels=channels, classes=len(CLASSES)).eval()
-    params = DenoiserParams()
+    params = EdmParams()
     card = ModelCard("teacher", resolution, channels, CLASSES, True, params.plain())
     run = RunParams(model="teacher", sampler="euler", steps=steps, sigmas="models/teacher")
     return wrap(unet.requires_grad_(False), params), settle(run, card)
@@ -105,7 +105,7 @@ def beside_diffusers(name: str, options: argparse.Namespace, folder: Path) -> di
     batch, steps = options.batch, options.steps
     denoiser, recipe = build(name, steps)
     images = max(batch, options.images * 8 // recipe.card.resolution)
-    own = DenoiserParams()
+    own = EdmParams()
     pipeline = Pipeline(
         denoiser.network, EDMEulerScheduler(own.sigma_min, own.sigma_max, own.sigma_data, final_sigmas_type="zero")
     )

@@ -13,7 +13,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
 from edm_files import TINY, denoised, random_tensors, write_edm_pickle
-from pipestill.config import DenoiserParams
+from pipestill.config import EdmParams
 from pipestill.diffusion.conditions import ClassCondition, NoCondition
 from pipestill.errors import InputError
 from pipestill.networks import adm, checkpoints
@@ -47,7 +47,7 @@ def test_the_denoiser_is_edms_over_all_noise_levels(kind: str) -> None:
     """Relative to the largest output, fp32 against the same formulas in float64; the schedule's ends included."""
     layout = LAYOUTS[kind]
     tensors = random_tensors(layout)
-    denoiser = wrap(converted(layout, tensors), DenoiserParams())
+    denoiser = wrap(converted(layout, tensors), EdmParams())
     exact = {name: tensor.double() for name, tensor in tensors.items()}
     generator = torch.Generator().manual_seed(1)
     shape = (1, layout["in_channels"], layout["img_resolution"], layout["img_resolution"])
@@ -68,7 +68,7 @@ def test_the_denoiser_is_edms_over_all_noise_levels(kind: str) -> None:
 
 def test_no_class_is_edms_row_of_zeros() -> None:
     tensors = random_tensors(TINY)
-    denoiser = wrap(converted(TINY, tensors), DenoiserParams())
+    denoiser = wrap(converted(TINY, tensors), EdmParams())
     x, sigma = torch.randn(2, 3, 8, 8), torch.tensor([1.0, 10.0])
     with torch.no_grad():
         ours = denoiser(x, sigma, ClassCondition(torch.tensor([4, 4]), 4))

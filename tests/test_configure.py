@@ -112,6 +112,21 @@ def test_what_follows_from_the_runs_is_derived() -> None:
         ("experiment=own", "data.path has no value yet"),
         ("distillation.students.student-4.like=student-5", "did you mean 'student-4'?"),
         ("distillation.students.student-4.like=student-4", "goes round in a circle"),
+        (
+            "teachers.teacher.denoiser={kind: vp, predictoin: epsilon}",
+            "teachers.teacher.denoiser.predictoin is not known; did you mean 'prediction'?",
+        ),
+        ("teachers.teacher.denoiser={kind: vq}", "teachers.teacher.denoiser.kind='vq': one of 'edm', 'vp', 'flow' was"),
+        (
+            "teachers.teacher.denoiser={kind: vp, zero_terminal_snr: true}",
+            "teachers.teacher.denoiser: zero_terminal_snr needs prediction=v_prediction",
+        ),
+        (
+            "teachers.teacher.denoiser={kind: vp, steps: 1}",
+            "denoiser.steps=1: input should be greater than or equal to",
+        ),
+        ("distillation.students.student-4.spacing=trailing", "set sigma_max and sigma_min to null"),
+        ("sampling.runs.student-4.spacing=trailing", "sampler=native has noise levels of its own"),
         ("+teachers.a.start=models/a", "teachers.a.start goes round in a circle: a -> a"),
     ],
 )

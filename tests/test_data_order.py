@@ -75,3 +75,22 @@ def test_small_classes_keep_an_image_to_train_on() -> None:
 
 def test_no_image_has_no_part() -> None:
     assert len(stratified(np.empty(0, dtype=np.int64), validation=0.1, test=0.1, seed=0)) == 0
+
+
+def test_balanced_batches_have_every_class_equally_often_and_every_image_of_a_class() -> None:
+    labels = np.array([4] * 3 + [7] * 1 + [9] * 5)
+    classes = order.members(labels)
+    assert [own.tolist() for own in classes] == [[0, 1, 2], [3], [4, 5, 6, 7, 8]]
+    stream = np.arange(3 * 30)
+    chosen = order.balanced_at(stream, classes=classes, seed=5)
+    turns = labels[chosen].reshape(30, 3)
+    assert (np.sort(turns, axis=1) == [4, 7, 9]).all()
+    assert len({tuple(turn) for turn in turns.tolist()}) == 6, "in every order of the three"
+    for own in classes:
+        drawn = chosen[np.isin(chosen, own)].reshape(-1, len(own))
+        assert (np.sort(drawn, axis=1) == own).all(), "all images of a class before one comes again"
+    orders = chosen[labels[chosen] == 9].reshape(-1, 5)
+    assert len({tuple(each) for each in orders.tolist()}) == len(orders), "in a new order each time"
+    assert (chosen != order.balanced_at(stream, classes=classes, seed=6)).any()
+    parts = [order.balanced_at(part, classes=classes, seed=5) for part in np.array_split(stream, 7)]
+    assert (np.concatenate(parts) == chosen).all(), "whoever asks for it"

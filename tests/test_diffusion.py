@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pipestill import counter
 from pipestill.diffusion.conditions import ClassCondition, Condition, NoCondition
-from pipestill.diffusion.denoiser import EDM, per_sample
+from pipestill.diffusion.denoiser import per_sample
+from pipestill.diffusion.edm import EDM
 from pipestill.diffusion.guidance import branches, guided
 from pipestill.diffusion.samplers import (
     SAMPLERS,

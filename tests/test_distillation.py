@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipestill import counter
-from pipestill.config import DenoiserParams, GanParams, NetworkParams, StudentParams
+from pipestill.config import EdmParams, GanParams, NetworkParams, StudentParams
 from pipestill.diffusion.samplers import SAMPLERS, Transition
 from pipestill.diffusion.schedules import karras
 from pipestill.distillation import losses, rollout
@@ -33,7 +33,7 @@ def network(seed: int) -> nn.Module:
     with torch.no_grad():
         for parameter in unet.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    return wrap(unet, DenoiserParams())
+    return wrap(unet, EdmParams())
 
 
 class RealImages:
@@ -60,7 +60,7 @@ def distillation(world: World | None = None, **overrides: Any) -> Distillation:
     teacher = network(0).requires_grad_(False).eval()
     student, score = copy.deepcopy(teacher).requires_grad_(True), network(1)
     native = NativeSchedule(params.steps, params.transition, params.sigma_max, params.sigma_min, params.rho)
-    card = ModelCard("student", 8, 1, ("a", "b", "c"), True, DenoiserParams().plain(), native)
+    card = ModelCard("student", 8, 1, ("a", "b", "c"), True, EdmParams().plain(), native)
     torch.manual_seed(2)
     source = teacher if params.gan.features == "teacher" else score
     fake = FakeScore(score, build_head(score) if params.gan.on else None, source)
@@ -73,6 +73,7 @@ def distillation(world: World | None = None, **overrides: Any) -> Distillation:
         loader=RealImages(6, world),  # type: ignore[arg-type]
         validation=NoValidation(),  # type: ignore[arg-type]
         world=world,
+        train_images=60,
     )
 
 
@@ -87,7 +88,7 @@ def changed(before: dict[str, Tensor], module: nn.Module) -> list[str]:
 def start(transition: Transition, steps: int = 4) -> rollout.Start:
     items = torch.arange(5) + 100
     labels = torch.tensor([0, 1, 2, 0, 3])
-    card = ModelCard("student", 8, 1, ("a", "b", "c"), True, DenoiserParams().plain())
+    card = ModelCard("student", 8, 1, ("a", "b", "c"), True, EdmParams().plain())
     return rollout.Start(items, card.condition(labels), karras(steps, 0.05, 8.0), transition, 3, "test", SHAPE)
 
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from pipestill.diffusion.schedules import karras_ladder
 from pipestill.distillation import losses
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -83,7 +84,7 @@ def test_approximate_r1_estimates_the_squared_gradient() -> None:
 
 
 def test_ladder_ends_and_order() -> None:
-    ladder = losses.noise_ladder(1000, 0.002, 80.0)
+    ladder = karras_ladder(1000, 0.002, 80.0)
     assert ladder[0].item() == pytest.approx(0.002)
     assert ladder[-1].item() == pytest.approx(80.0)
     assert (ladder.diff() > 0).all()
@@ -93,7 +94,7 @@ def test_ladder_ends_and_order() -> None:
 
 
 def test_ladder_range_keeps_what_lies_inside() -> None:
-    ladder = losses.noise_ladder(1000, 0.002, 80.0)
+    ladder = karras_ladder(1000, 0.002, 80.0)
     kept = losses.ladder_range(ladder, 0.05, 2.0, 0.0)
     assert ((kept >= 0.05) & (kept <= 2.0)).all()
     assert len(kept) == int(((ladder >= 0.05) & (ladder <= 2.0)).sum())

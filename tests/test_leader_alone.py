@@ -1,4 +1,4 @@
-"""Ranks under torchrun: what the leader does alone never runs against a collective's time limit; all see one state.
+"""Ranks under torchrun: what one rank does alone never runs against a collective's time limit; all see one state.
 
 The replaced systems hung here: rank 0 drew its previews while the others stood in a collective until it timed out.
 """
@@ -15,14 +15,14 @@ from test_train import arguments
 
 LIMIT, ALONE = 4.0, 7.0  # seconds that a collective may take, and that the leader works alone
 SLOW = """
-import sys, time
+import os, sys, time
 from pipestill import cli
-from pipestill.sampling.preview import Preview
+from pipestill.sampling.preview import Previews
 from pipestill.training import state
-for owner, name in ((Preview, "__call__"), (state, "save")):
+for owner, name in ((Previews, "_sampled"), (state, "save")):
     whole = getattr(owner, name)
     def slowly(*words, whole=whole, **named):
-        time.sleep({alone})
+        time.sleep({alone} if os.environ["RANK"] == "0" else 0)
         return whole(*words, **named)
     setattr(owner, name, slowly)
 sys.exit(cli.main(sys.argv[1:]))
@@ -62,12 +62,14 @@ def test_ranks_that_do_not_see_the_same_states_say_so(tmp_path: Path, digits: Pa
 
 def test_a_preview_and_a_state_that_take_longer_than_a_collective_may(tmp_path: Path, digits: Path) -> None:
     training = {"teachers.teacher.training": {"iterations": 4, "batch": 16, "validate_every": 0, "accumulation": 2}}
-    slow = {"preview_every": 3, "save_every": ALONE - 0.5, "log_every": 1, "timeout": LIMIT}
+    slow = {"preview": {"every": 3}, "save_every": ALONE - 0.5, "log_every": 1, "timeout": LIMIT}
     command = arguments(tmp_path, digits, "m", operation=slow, **training)
     done = over_two_ranks(tmp_path / "slow.py", SLOW.format(alone=ALONE), command, tmp_path / "runs")
     assert done.returncode == 0, done.stderr
     (work,) = (tmp_path / "runs" / "train").iterdir()
     assert (work / "previews" / "step-00000003.png").exists()
+    for rank in (0, 1):
+        assert len(list((work / "previews" / "step-00000003").glob(f"epoch_0000_rank_{rank}_sample_*.png"))) == 20
     assert (work / "saved.txt").read_text().split() == ["3"], "the preview made saving due, which took as long again"
 
     plain = arguments(tmp_path, digits, "plain", operation={"log_every": 1}, **training)

@@ -119,7 +119,7 @@ def test_uint8_rounds_and_clips() -> None:
 def test_items_start_and_step_by_their_own_noise(student: Path) -> None:
     """Against the samplers' formula written out, one item at a time."""
     model = load_model(student)
-    sigmas, items, labels = NATIVE.sigmas(), torch.tensor([3, 11, 4]), torch.tensor([0, 2, 1])
+    sigmas, items, labels = karras(NATIVE.steps, 0.05, 8.0), torch.tensor([3, 11, 4]), torch.tensor([0, 2, 1])
     recipe = settle(run_params(sampler="native", steps=None, model="student", sigmas="models/student"), model.card)
     cpu = torch.device("cpu")
     got = recipe.sample(model.denoiser, seed=9, items=items, labels=labels, device=cpu)
@@ -168,7 +168,7 @@ def test_a_student_is_sampled_as_it_was_distilled(student: Path) -> None:
     for steps in (None, 3):
         recipe = settle(run_params(sampler="native", steps=steps), card)
         assert (recipe.sampler, recipe.steps, recipe.evaluations) == ("renoise", 3, 3)
-        assert torch.equal(recipe.sigmas, NATIVE.sigmas())
+        assert torch.equal(recipe.sigmas, karras(NATIVE.steps, 0.05, 8.0))
 
 
 def test_a_drawn_plan_is_uniform_and_belongs_to_items() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pipestill.artifacts import Artifact, Manifest, describe_files, publish
-from pipestill.config import DenoiserParams, NetworkParams
+from pipestill.config import EdmParams, NetworkParams
 from pipestill.networks.model import ModelCard, NativeSchedule, save_model
 from pipestill.networks.unet import as_tensors, build_unet
 
@@ -38,7 +38,7 @@ def make_model(
         channels=channels,
         classes=classes,
         unconditional_branch=unconditional and bool(classes),
-        denoiser=DenoiserParams().plain(),
+        denoiser=EdmParams().plain(),
         native=native,
     )
     staging = path.with_name(f".{path.name}.partial")

@@ -84,7 +84,29 @@ class World:
         store = dist.distributed_c10d._get_default_store()
         if self.leader:
             store.set(name, "")
-        _wait_for(store, name)
+        _wait_for(store, [name])
+
+    def await_all(self, name: str) -> None:
+        """Ranks wait here until every one has come, however long each worked: as `await_leader`, for all of them."""
+        if self.size == 1:
+            return
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"{name}/{self.rank}", "")
+        _wait_for(store, [f"{name}/{rank}" for rank in range(self.size)])
+
+    def collect(self, value: Value) -> list[Value] | None:
+        """Every rank's value, in rank order, on the leader; None on the others."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] | None = [None] * self.size if self.leader else None
+        dist.gather_object(value, box, dst=0, group=self.control)
+        return box
+
+    def from_leader(self, tensor: Tensor) -> Tensor:
+        """The leader's tensor on every rank, in place, on the tensor's own device."""
+        if self.size > 1:
+            dist.broadcast(tensor, 0, group=self.control if tensor.device.type == "cpu" else None)
+        return tensor
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -160,10 +182,10 @@ def world(*, device: str = "auto", threads: int = 1, timeout: float = 600.0, mar
             dist.destroy_process_group()
 
 
-def _wait_for(store: Any, key: str) -> None:
-    """Waits until a key is in the store, however long that takes."""
+def _wait_for(store: Any, keys: list[str]) -> None:
+    """Waits until all keys are in the store, however long that takes."""
     pause = 0.001
-    while not store.check([key]):
+    while not store.check(keys):
         time.sleep(pause)
         pause = min(1.2 * pause, 0.05)
 
@@ -175,7 +197,7 @@ def _await_leader(group: World) -> None:
     """
     store = dist.distributed_c10d._get_default_store()
     if not group.leader:
-        _wait_for(store, LEFT)
+        _wait_for(store, [LEFT])
         store.add(FAREWELLS, 1)
         return
     store.set(LEFT, "")

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from pipestill.config import Params, Section
 from pipestill.configure import conf_folder
-from pipestill.explain import SHARED
+from pipestill.explain import SHARED, kinds
 
 LIMITS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}  # as pydantic's constraints call them
 HEAD = """\
@@ -64,9 +64,12 @@ def _experiments() -> str:
 def _sections(key: str, section: type[Section]) -> Iterator[tuple[str, type[Section]]]:
     yield key, section
     for name, field in section.model_fields.items():
+        place = f"{key}.{name}".lstrip(".") + _entry(field.annotation)
         below = _section_in(field.annotation)
-        if below is not None:
-            yield from _sections(f"{key}.{name}".lstrip(".") + _entry(field.annotation), below)
+        for kind, choice in kinds(field.annotation).items():
+            yield f"{place} (kind: {kind})", choice
+        if below is not None and not kinds(field.annotation):
+            yield from _sections(place, below)
 
 
 def _section_in(annotation: Any) -> type[Section] | None:

@@ -12,6 +12,14 @@ from pipestill.config.data import (
     FetchParams,
     SplitParams,
 )
+from pipestill.config.denoisers import (
+    AnyDenoiserParams,
+    DenoiserParams,
+    EdmParams,
+    FlowParams,
+    VpParams,
+    denoiser_params,
+)
 from pipestill.config.fields import (
     Section,
 )
@@ -25,7 +33,6 @@ from pipestill.config.measuring import (
 )
 from pipestill.config.models import (
     ConvertParams,
-    DenoiserParams,
     EmaParams,
     NativeParams,
     NetworkParams,
@@ -46,6 +53,7 @@ from pipestill.config.reading import (
 from pipestill.config.runs import (
     ChurnParams,
     OperationParams,
+    PreviewParams,
     RunParams,
     SamplingParams,
 )
@@ -63,6 +71,7 @@ from pipestill.config.whole import (
 )
 
 __all__ = [
+    "AnyDenoiserParams",
     "Checked",
     "ChurnParams",
     "ClassifierParams",
@@ -71,6 +80,7 @@ __all__ = [
     "DenoiserParams",
     "DistillationParams",
     "DistributionMatchingParams",
+    "EdmParams",
     "EmaParams",
     "EvaluationParams",
     "ExampleParams",
@@ -79,6 +89,7 @@ __all__ = [
     "FetchParams",
     "FetchedFile",
     "FloorParams",
+    "FlowParams",
     "GanParams",
     "NativeParams",
     "NetworkParams",
@@ -86,6 +97,7 @@ __all__ = [
     "OptimizerParams",
     "Params",
     "PoolParams",
+    "PreviewParams",
     "ProtocolParams",
     "ReferenceParams",
     "ReportParams",
@@ -99,8 +111,10 @@ __all__ = [
     "TrainingParams",
     "TuneParams",
     "ValidationParams",
+    "VpParams",
     "check",
     "check_section",
+    "denoiser_params",
     "load",
     "parse_yaml",
     "same",

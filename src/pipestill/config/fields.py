@@ -17,7 +17,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**31)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 ExtractorName = Literal["classifier", "efficientnet_lite0", "inception"]
-SamplerName = Literal["native", "euler", "heun", "heun-churn", "2m", "renoise"]
+SamplerName = Literal["native", "euler", "heun", "heun-churn", "2m", "renoise", "ddpm", "ddim-linear-alpha"]
 Precision = Literal["fp32", "bf16"]
 
 
@@ -29,6 +29,17 @@ class Section(BaseModel):
     def plain(self) -> dict[str, Any]:
         """The section as plain JSON values, the form that manifests and keys hold."""
         return self.model_dump(mode="json")
+
+
+def range_of_karras(spacing: str, sigma_min: float | None, sigma_max: float | None) -> None:
+    """A range belongs to Karras's noise levels, and to them alone."""
+    if spacing != "karras":
+        if sigma_min is not None or sigma_max is not None:
+            raise ValueError(f"spacing={spacing} takes the denoiser's own steps: set sigma_max and sigma_min to null")
+    elif sigma_min is None or sigma_max is None:
+        raise ValueError("spacing=karras needs sigma_max and sigma_min")
+    else:
+        ordered(sigma_min, sigma_max)
 
 
 def ordered(sigma_min: float, sigma_max: float) -> None:

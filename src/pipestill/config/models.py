@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from pipestill.config.denoisers import DenoiserParams, EdmParams
 from pipestill.config.fields import (
     Beta,
     Count,
@@ -50,17 +51,6 @@ class NetworkParams(Section):
         return self
 
 
-class DenoiserParams(Section):
-    """The adapter between network and sampler coordinates (design: x = x0 + sigma * eps)."""
-
-    kind: Literal["edm"] = "edm"
-    sigma_data: Sigma = 0.5
-    sigma_min: Sigma = 0.002
-    sigma_max: Sigma = 80.0
-    p_mean: float = -1.2  # training noise: ln sigma ~ N(p_mean, p_std²)
-    p_std: Annotated[float, Field(gt=0)] = 1.2
-
-
 class EmaParams(Section):
     """Exponential moving average of the weights: a half-life in images, or a fixed decay an update."""
 
@@ -68,6 +58,7 @@ class EmaParams(Section):
     half_life: Positive = 50_000  # images, EDM's form
     ramp_up: Weight = 0.05  # half-life is at most this share of the images seen; 0 switches the ramp off
     decay: Beta = 0.995
+    sync_every: Count = 0  # updates between copies of the first rank's average to all others; 0 switches them off
 
 
 class OptimizerParams(Section):
@@ -82,7 +73,7 @@ class OptimizerParams(Section):
 
 
 class TrainingParams(Section):
-    """Training a denoiser with the EDM loss (Karras et al. 2022, table 1)."""
+    """Training a denoiser: noise law and weight are those of its adapter."""
 
     iterations: Positive = 2000
     batch: Positive = 128  # images an update, over all ranks and accumulation steps
@@ -91,6 +82,7 @@ class TrainingParams(Section):
     optimizer: OptimizerParams = OptimizerParams()
     ema: EmaParams = EmaParams()
     label_dropout: Fraction = 0.1
+    balanced: bool = False  # batches have every class equally often, whatever its number of images
     precision: Precision = "fp32"  # bf16: networks under autocast; on a GPU, fp32 products take TF32
     compile: bool = False
     checkpointing: bool = False
@@ -105,7 +97,7 @@ class TeacherParams(Section):
 
     start: Annotated[str, StringConstraints(pattern=r"^(dataset|models/[a-z0-9][a-z0-9-]*)$")] = "dataset"
     network: NetworkParams | None = NetworkParams()  # null where `start` is a model, which brings its own
-    denoiser: DenoiserParams = DenoiserParams()
+    denoiser: DenoiserParams = EdmParams()
     training: TrainingParams = TrainingParams()
 
     @property
@@ -141,7 +133,7 @@ class ConvertParams(Section):
     input: Name  # the entry of `fetched`
     file: str  # its path there
     network: str = "ema"  # which: a key of the pickle, or the prefix of its tensors in a checkpoint
-    denoiser: DenoiserParams = DenoiserParams()
+    denoiser: EdmParams = EdmParams()
     native: NativeParams | None = None  # of a student; null for a teacher
 
 

@@ -42,6 +42,8 @@ class RunParams(Section):
     sigma_max: Sigma | None = None
     sigma_min: Sigma | None = None
     rho: Annotated[float, Field(gt=0)] = 7.0
+    spacing: Literal["karras", "trailing", "leading", "linspace"] = "karras"  # others: steps of the denoiser's schedule
+    clip: bool = False  # x0 is clamped to [-1, 1] at each step (DDPM's clip_sample)
     churn: ChurnParams | None = None
     guidance: Weight = 1.0
     plan: Literal["balanced", "data", "drawn", "listed", "none"] = "balanced"
@@ -66,6 +68,12 @@ class RunParams(Section):
             raise ValueError("store=features and extractors=reference belong together")
         if self.sigma_min is not None and self.sigma_max is not None:
             ordered(self.sigma_min, self.sigma_max)
+        if self.spacing != "karras" and (self.sigmas.startswith("tuned/") or self.sigma_max or self.sigma_min):
+            raise ValueError(
+                f"spacing={self.spacing} takes the denoiser's own steps: no sigma_max, sigma_min or tuned/"
+            )
+        if self.sampler in ("native", "ddim-linear-alpha") and self.spacing != "karras":
+            raise ValueError(f"sampler={self.sampler} has noise levels of its own: leave spacing out")
         if (self.sampler == "heun-churn") != (self.churn is not None):
             raise ValueError("sampler=heun-churn and churn belong together")
         return self
@@ -81,6 +89,18 @@ class SamplingParams(Section):
         return self
 
 
+class PreviewParams(Section):
+    """Pictures during a training, made by all ranks together; they change nothing of the training."""
+
+    every: Count = 0  # updates or epochs between previews; 0 switches them off
+    unit: Literal["updates", "epochs"] = "updates"
+    classes: tuple[str, ...] = ()  # by name, a row each; empty: up to `rows` of them, evenly spread
+    rows: Positive = 10
+    each: Positive = 4  # pictures a row
+    seed: Seed = 0
+    patience: Annotated[float, Field(gt=0)] = 30.0  # seconds that a file may take before its file system counts as hung
+
+
 class OperationParams(Section):
     """What never decides a result: ranks, devices, caches, trackers, previews, time limits."""
 
@@ -91,7 +111,7 @@ class OperationParams(Section):
     workers: Positive = 2  # processes that decode images
     save_every: Annotated[float, Field(gt=0)] = 60.0  # seconds between saved states; seldomer where saving takes long
     keep_states: Positive = 2
-    preview_every: Count = 0  # updates between sample grids; 0 switches them off
+    preview: PreviewParams = PreviewParams()
     log_every: Positive = 20  # updates between figures taken from the device, logged and checked for NaN
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
     timeout: Annotated[float, Field(gt=0)] = 600.0  # seconds a collective may take

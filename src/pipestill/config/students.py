@@ -18,7 +18,7 @@ from pipestill.config.fields import (
     Seed,
     Sigma,
     Weight,
-    ordered,
+    range_of_karras,
 )
 from pipestill.config.models import EmaParams, OptimizerParams
 
@@ -90,8 +90,9 @@ class StudentParams(Section):
     init: Name  # the teacher, or another student whose weights start this one
     steps: Positive
     transition: Literal["euler", "renoise"] = "euler"
-    sigma_max: Sigma = 8.0
-    sigma_min: Sigma = 0.05
+    spacing: Literal["karras", "trailing"] = "karras"  # trailing: the denoiser's own steps, from its last one
+    sigma_max: Sigma | None = 8.0  # of Karras's noise levels, else null
+    sigma_min: Sigma | None = 0.05
     rho: Annotated[float, Field(gt=0)] = 7.0
     iterations: Positive = 300  # generator updates
     update_ratio: Positive = 5  # fake-score updates a generator update
@@ -116,7 +117,7 @@ class StudentParams(Section):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Self:
-        ordered(self.sigma_min, self.sigma_max)
+        range_of_karras(self.spacing, self.sigma_min, self.sigma_max)
         if self.dm.weight == 0 and self.gan.generator_weight == 0:
             raise ValueError("dm.weight and gan.generator_weight are both 0: the student would learn nothing")
         if self.pool.uses > self.pool.updates * self.update_ratio:

@@ -39,8 +39,8 @@ class Loader:
     """Step k takes the positions [k * batch, (k + 1) * batch) of the stream, rank r the r-th contiguous share.
 
     `cache` decides speed alone: `device` keeps the part's uint8 images on the device and gathers there, `host` keeps
-    them in memory, `none` reads the store for every batch. Raises InputError where the part is empty or ranks cannot
-    share a batch.
+    them in memory, `none` reads the store for every batch. `balanced` gives every class its turn equally often.
+    Raises InputError where the part is empty or ranks cannot share a batch.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Loader:
         size: int = 1,
         cache: Cache,
         device: torch.device,
+        balanced: bool = False,
     ) -> None:
         order.check_share(batch, size)
         self._indices = dataset.split[part]
@@ -64,6 +65,7 @@ class Loader:
         self._cache, self._device = cache, device
         self._pin = device.type == "cuda"
         self._labels = torch.from_numpy(dataset.labels[self._indices])
+        self._classes = order.members(dataset.labels[self._indices]) if balanced else []
         self._reader: ThreadPoolExecutor | None = None
         self._ahead: dict[int, Future[Gathered]] = {}
         self._images: Tensor | None = None
@@ -89,7 +91,10 @@ class Loader:
     def _gather(self, step: int) -> Gathered:
         """Images uint8 [b, C, H, W], labels and positions, wherever the cache is."""
         stream = order.positions(step, batch=self._batch, rank=self._rank, size=self._size)
-        chosen = order.images_at(stream, count=len(self._indices), seed=self._seed)
+        if self._classes:
+            chosen = order.balanced_at(stream, classes=self._classes, seed=self._seed)
+        else:
+            chosen = order.images_at(stream, count=len(self._indices), seed=self._seed)
         index = torch.from_numpy(chosen)
         if self._images is None:
             images = torch.from_numpy(self._dataset.images(self._indices[chosen])).permute(0, 3, 1, 2)

@@ -1,7 +1,8 @@
 """Samplers: one shape, `sample(denoise, x, sigmas, condition, noise) -> x0`, for every model.
 
-`x` [N, C, H, W] starts at sigmas[0]·eps; `sigmas` come from `schedules`, the last one 0; `noise(step)` gives the fresh
-standard normal noise of a stochastic step. Arithmetic is in x's type; step coefficients are Python floats.
+`x` [N, C, H, W] is `start(eps, sigmas[0])`; `sigmas` come from `schedules` or an adapter, the last one 0, the first one
+maybe infinite; `noise(step)` gives the fresh standard normal noise of a stochastic step. Arithmetic is in x's type;
+step coefficients are Python floats.
 """
 
 from __future__ import annotations
@@ -27,9 +28,17 @@ def _at(sigma: float, x: Tensor) -> Tensor:
     return torch.full((x.shape[0],), sigma, device=x.device, dtype=x.dtype)
 
 
+def start(eps: Tensor, sigma: float) -> Tensor:
+    """Where sampling starts from standard normal eps: sigma·eps, or eps itself where sigma is infinite."""
+    return eps if math.isinf(sigma) else sigma * eps
+
+
 def euler_step(x: Tensor, x0: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """x' = x0 + (s'/s)·(x - x0): the Euler step of the probability-flow ODE, equal to DDIM with eta 0."""
-    return x0 + (sigma_next / sigma) * (x - x0)
+    """x' = x0 + (s'/s)·(x - x0): the Euler step of the probability-flow ODE, equal to DDIM with eta 0.
+
+    Its limit at s = ∞, where x is eps, is x0 + s'·eps.
+    """
+    return x0 + sigma_next * x if math.isinf(sigma) else x0 + (sigma_next / sigma) * (x - x0)
 
 
 def renoise_step(x0: Tensor, sigma_next: float, eps: Tensor) -> Tensor:
@@ -72,6 +81,22 @@ def renoise(denoise: Denoise, x: Tensor, sigmas: Tensor, condition: Condition, n
     return walk(denoise, x, sigmas, condition, noise, "renoise")
 
 
+def ancestral(denoise: Denoise, x: Tensor, sigmas: Tensor, condition: Condition, noise: Noise) -> Tensor:
+    """DDPM's ancestral sampling (Ho et al. 2020, algorithm 2, with the posterior's variance): one evaluation a step.
+
+    Of x = x0 + s·eps, q(x' | x, x0) has the mean x0 + (s'/s)²·(x - x0) and the variance s'²·(1 - (s'/s)²).
+    """
+    for i, (sigma, sigma_next) in enumerate(pairwise(sigmas.tolist())):
+        x0 = denoise(x, _at(sigma, x), condition)
+        if sigma_next == 0:
+            x = x0
+            continue
+        kept = (sigma_next / sigma) ** 2
+        back = kept * (x - x0) if kept else 0.0  # nothing is left of pure noise
+        x = x0 + back + sigma_next * math.sqrt(1 - kept) * noise(i)
+    return x
+
+
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, condition: Condition, noise: Noise) -> Tensor:
     """Heun's second-order method (Karras et al. 2022, algorithm 1): 2·steps - 1 evaluations."""
     levels = sigmas.tolist()
@@ -81,6 +106,8 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, condition: Condition, nois
 
 
 def _heun_step(denoise: Denoise, x: Tensor, sigma: float, sigma_next: float, condition: Condition) -> Tensor:
+    if math.isinf(sigma):  # no slope reaches that far: DDIM's step
+        return euler_step(x, denoise(x, _at(sigma, x), condition), sigma, sigma_next)
     slope = (x - denoise(x, _at(sigma, x), condition)) / sigma
     ahead = x + (sigma_next - sigma) * slope
     if sigma_next == 0:
@@ -121,6 +148,9 @@ def dpm_solver_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, condition: Condit
         x0 = denoise(x, _at(sigma, x), condition)
         if sigma_next == 0:
             return x0
+        if math.isinf(sigma):
+            x = euler_step(x, x0, sigma, sigma_next)
+            continue  # and no slope comes from there: the second step is the first of its order
         h = math.log(sigma / sigma_next)
         estimate = x0
         if previous is not None:
@@ -131,7 +161,7 @@ def dpm_solver_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, condition: Condit
     return x
 
 
-SAMPLERS: dict[str, Sample] = {"euler": euler, "heun": heun, "2m": dpm_solver_2m, "renoise": renoise}
+SAMPLERS: dict[str, Sample] = {"euler": euler, "heun": heun, "2m": dpm_solver_2m, "renoise": renoise, "ddpm": ancestral}
 
 
 def evaluations(sampler: str, steps: int) -> int:

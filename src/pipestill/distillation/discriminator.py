@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pipestill.diffusion.conditions import Condition
-from pipestill.diffusion.denoiser import EDM
+from pipestill.diffusion.denoiser import Denoiser
 from pipestill.networks.unet import bottleneck_shape, encoder_view
 
 
@@ -33,10 +33,10 @@ class FakeScore(nn.Module):
     `features` names whose encoder the head reads: the fake score's own, which it trains, or the frozen teacher's.
     """
 
-    _features_from: EDM
+    _features_from: Denoiser
     _encoder: nn.Module
 
-    def __init__(self, denoiser: EDM, head: Head | None, features_from: EDM) -> None:
+    def __init__(self, denoiser: Denoiser, head: Head | None, features_from: Denoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.head = head
@@ -64,6 +64,6 @@ class FakeScore(nn.Module):
         return denoised, None if judged is None else self.logits(*judged)
 
 
-def build_head(denoiser: EDM) -> Head:
+def build_head(denoiser: Denoiser) -> Head:
     """A head that fits the bottleneck of the denoiser's network."""
     return Head(*bottleneck_shape(denoiser.network))

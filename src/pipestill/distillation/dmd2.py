@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipestill import counter
 from pipestill.config import StudentParams
 from pipestill.diffusion.conditions import Condition
-from pipestill.diffusion.denoiser import EDM, per_sample
+from pipestill.diffusion.denoiser import Denoiser, noised
 from pipestill.diffusion.guidance import guided
 from pipestill.distillation import losses, rollout
 from pipestill.distillation.discriminator import FakeScore
@@ -44,27 +44,28 @@ class Distillation:
     def __init__(
         self,
         *,
-        student: EDM,
-        teacher: EDM,
+        student: Denoiser,
+        teacher: Denoiser,
         fake: FakeScore,
         card: ModelCard,
         params: StudentParams,
         loader: Loader | None,
         validation: Validation,
         world: World,
+        train_images: int,
     ) -> None:
         if card.native is None:
             raise InputError("a student needs its own schedule")
         self.updates = params.iterations
+        self._train_images = train_images
         self._student, self._teacher, self._fake = student, teacher, fake
         self._card, self._params, self._loader, self._validation, self._world = card, params, loader, validation, world
         self._shape = (card.channels, card.resolution, card.resolution)
-        self._walkers = Walkers(
-            student, self._condition, card.native.sigmas(), card.native.transition, params.seed, self._shape, world
-        )
+        sigmas, transition = card.native.sigmas(student), card.native.transition
+        self._walkers = Walkers(student, self._condition, sigmas, transition, params.seed, self._shape, world)
         self._rollout = rollout.source(params, self._walkers)
         self._real_score = guided(teacher, params.dm.guidance)
-        ladder = losses.noise_ladder(params.dm.ladder, teacher.sigma_min, teacher.sigma_max)
+        ladder = teacher.ladder(params.dm.ladder)
         self._dm_levels = _levels(ladder, params.dm.sigma_min, params.dm.sigma_max, params.dm.trim, "dm", world)
         self._fake_levels = ladder.float().to(world.device)
         self._gan_levels = _levels(ladder, params.gan.sigma_min, params.gan.sigma_max, 0.0, "gan", world)
@@ -74,7 +75,7 @@ class Distillation:
         self._fake_trained = distributed(fake, world)
         self._student_optimizer = optimizers.adamw(student.parameters(), params.generator_lr, params.optimizer)
         self._fake_optimizer = optimizers.adamw(fake.parameters(), params.fake_score_lr, params.optimizer)
-        self.ema = Ema(student.network)
+        self.ema = Ema(student.network, params.ema.sync_every)
         self.best_step, self.best_distance = 0, math.inf
         self.best: dict[str, dict[str, Tensor]] = {}
 
@@ -120,7 +121,7 @@ class Distillation:
         """x0 + sigma·eps and sigma [N], sigma uniform over `levels`, both by item."""
         sigma = levels[counter.integers(self._params.seed, f"{purpose}/level", items, len(levels))]
         eps = counter.normal(self._params.seed, f"{purpose}/noise", items, self._shape)
-        return x0 + per_sample(sigma, x0) * eps, sigma
+        return noised(x0, sigma, eps), sigma
 
     def _update_generator(self, step: int, states: States, items: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The student's step on distribution matching and GAN; returns its outputs, detached, and figures."""
@@ -188,7 +189,7 @@ class Distillation:
             return self._noised("fake", items, x0, self._fake_levels)
         sigma = self._fake.denoiser.training_sigma(counter.normal(self._params.seed, "fake/level", items))
         eps = counter.normal(self._params.seed, "fake/noise", items, self._shape)
-        return x0 + per_sample(sigma, x0) * eps, sigma
+        return noised(x0, sigma, eps), sigma
 
     def _judged(self, turn: int, x0: Tensor, condition: Condition, items: Tensor) -> tuple[Tensor, Tensor, Condition]:
         """Noised student samples, then noised real images (and the same jittered, for R1), as one batch."""
@@ -207,6 +208,10 @@ class Distillation:
         return noisy, sigma, conditions
 
     # --- what the loop asks for -----------------------------------------------------------------------------------
+
+    def epoch(self, step: int) -> int:
+        """How often as many samples as the train part has images were made after `step` updates."""
+        return step * self.states // self._train_images
 
     def warm_up(self) -> None:
         """One backward through each network without a step: DDP orders its buckets in its first."""

@@ -45,16 +45,6 @@ def approximate_r1(real_logits: Tensor, jittered_logits: Tensor) -> Tensor:
     return (real_logits - jittered_logits).square().mean()
 
 
-def noise_ladder(count: int, sigma_min: float, sigma_max: float, rho: float = 7.0) -> Tensor:
-    """`count` Karras sigmas, ascending, float64: the noise levels that DMD2 draws from (1,000 as published)."""
-    if count == 1:
-        return torch.tensor([sigma_min], dtype=torch.float64)
-    ramp = torch.linspace(0, 1, count, dtype=torch.float64)
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    ladder: Tensor = (low + ramp * (high - low)) ** rho
-    return ladder
-
-
 def ladder_range(ladder: Tensor, sigma_min: float, sigma_max: float, trim: float) -> Tensor:
     """The part of a ladder inside [sigma_min, sigma_max], a share `trim` of the whole left out at either end.
 

@@ -18,7 +18,7 @@ from pipestill import counter
 from pipestill.config import StudentParams
 from pipestill.diffusion.conditions import Condition
 from pipestill.diffusion.denoiser import Denoise
-from pipestill.diffusion.samplers import Transition, walk
+from pipestill.diffusion.samplers import Transition, start, walk
 from pipestill.distributed import World
 from pipestill.errors import InputError
 
@@ -49,8 +49,8 @@ class Start:
     shape: tuple[int, ...]  # C, H, W
 
     def latent(self) -> Tensor:
-        """sigma_0·eps by item, [N, C, H, W]."""
-        return float(self.sigmas[0]) * counter.normal(self.seed, f"{self.purpose}/latent", self.items, self.shape)
+        """Where sampling starts, by item, [N, C, H, W]."""
+        return start(counter.normal(self.seed, f"{self.purpose}/latent", self.items, self.shape), float(self.sigmas[0]))
 
     def noise(self, step: int) -> Tensor:
         """The fresh noise of a renoising step, by item."""

@@ -7,7 +7,7 @@ import math
 import torch
 
 from pipestill.config import ValidationParams
-from pipestill.diffusion.denoiser import EDM
+from pipestill.diffusion.denoiser import Denoiser
 from pipestill.diffusion.samplers import SAMPLERS
 from pipestill.distributed import World
 from pipestill.errors import InputError, SurroundingsError
@@ -30,7 +30,7 @@ class Validation:
             raise InputError("the dataset has no validation part: set data.split.validation above 0")
 
     @torch.no_grad()
-    def distance(self, student: EDM, ema: Ema) -> float:
+    def distance(self, student: Denoiser, ema: Ema) -> float:
         """Fréchet distance of the averaged student to the validation part, the same on every rank."""
         params, world, card = self._params, self._world, self._card
         assert card.native is not None
@@ -42,7 +42,7 @@ class Validation:
                 x0 = sample_items(
                     student,
                     sampler=SAMPLERS[card.native.transition],
-                    sigmas=card.native.sigmas(),
+                    sigmas=card.native.sigmas(student),
                     condition=card.condition(labels),
                     seed=params.seed,
                     items=items,

@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipestill import artifacts
 from pipestill.artifacts import Artifact
-from pipestill.config import DenoiserParams
+from pipestill.config import AnyDenoiserParams, EdmParams, FlowParams, VpParams, denoiser_params
 from pipestill.diffusion.conditions import ClassCondition, Condition, NoCondition
-from pipestill.diffusion.denoiser import EDM
-from pipestill.diffusion.schedules import karras
+from pipestill.diffusion.denoiser import Denoiser
+from pipestill.diffusion.edm import EDM
+from pipestill.diffusion.flow import Flow
+from pipestill.diffusion.schedules import Spacing, karras
+from pipestill.diffusion.vp import VP
 from pipestill.errors import InputError
+from pipestill.networks.schedulers import ddpm_scheduler, training_sigmas
 from pipestill.networks.unet import NETWORKS
 from pipestill.networks.unet2d import UNet2DModel
 from pipestill.work import writing
@@ -30,15 +34,24 @@ SUBFOLDERS = {"ema": "unet", "raw": "unet_raw"}
 
 @dataclass(frozen=True)
 class NativeSchedule:
-    """How a student was trained to be sampled: its steps, transition and sigma range."""
+    """How a student was trained to be sampled: its steps, transition, and noise levels.
+
+    Those are Karras's in a range, or some of its denoiser's own, which may begin with pure noise.
+    """
 
     steps: int
     transition: Literal["euler", "renoise"]
-    sigma_max: float
-    sigma_min: float
+    sigma_max: float | None
+    sigma_min: float | None
     rho: float
+    spacing: Literal["karras"] | Spacing = "karras"
 
-    def sigmas(self) -> Tensor:
+    def sigmas(self, denoiser: Denoiser) -> Tensor:
+        """[steps + 1] float64, ending in 0. Raises ValueError where the denoiser has no such steps."""
+        if self.spacing != "karras":
+            return denoiser.spaced(self.steps, self.spacing)
+        assert self.sigma_min is not None  # StudentParams sees to it
+        assert self.sigma_max is not None
         return karras(self.steps, self.sigma_min, self.sigma_max, self.rho)
 
 
@@ -73,7 +86,7 @@ def card_of(body: Mapping[str, Any]) -> ModelCard:
 class Model:
     """A loaded model: its denoiser on a device, its card, and the artefact that it came from."""
 
-    denoiser: EDM
+    denoiser: Denoiser
     card: ModelCard
     artifact: Artifact
 
@@ -82,15 +95,34 @@ class Model:
         return self.denoiser.network
 
 
-def wrap(unet: UNet2DModel, params: DenoiserParams, autocast: torch.dtype | None = None) -> EDM:
+def wrap(network: nn.Module, params: AnyDenoiserParams, autocast: torch.dtype | None = None) -> Denoiser:
     """The adapter that the parameters name, around a network."""
-    return EDM(
-        unet,
-        sigma_data=params.sigma_data,
-        sigma_min=params.sigma_min,
-        sigma_max=params.sigma_max,
-        p_mean=params.p_mean,
-        p_std=params.p_std,
+    if isinstance(params, EdmParams):
+        return EDM(
+            network,
+            sigma_data=params.sigma_data,
+            sigma_min=params.sigma_min,
+            sigma_max=params.sigma_max,
+            p_mean=params.p_mean,
+            p_std=params.p_std,
+            autocast=autocast,
+        )
+    if isinstance(params, FlowParams):
+        return Flow(
+            network,
+            sigma_min=params.sigma_min,
+            p_mean=params.p_mean,
+            p_std=params.p_std,
+            shift=params.shift,
+            autocast=autocast,
+        )
+    return VP(
+        network,
+        sigmas=training_sigmas(params),
+        prediction=params.prediction,
+        time=params.time,
+        weighting=params.weighting,
+        snr_gamma=params.snr_gamma,
         autocast=autocast,
     )
 
@@ -107,6 +139,9 @@ def save_model(folder: Path, card: ModelCard, unet: UNet2DModel, weights: dict[s
         for which, state in weights.items():
             unet.load_state_dict(state)
             unet.save_pretrained(folder / SUBFOLDERS[which], safe_serialization=True)
+        params = denoiser_params(card.denoiser)
+        if isinstance(params, VpParams):
+            ddpm_scheduler(params).save_pretrained(folder / "scheduler")
     unet.load_state_dict(current)
 
 
@@ -152,6 +187,6 @@ def load_model(
     """Loads a model artefact for use: eval mode, no gradients. Raises InputError."""
     artifact, card = read_card(path)
     unet = load_unet(artifact.file(f"{SUBFOLDERS[weights]}/config.json").parent)
-    denoiser = wrap(unet, DenoiserParams.model_validate(card.denoiser), autocast)
+    denoiser = wrap(unet, denoiser_params(card.denoiser), autocast)
     denoiser.requires_grad_(False).eval().to(device or torch.device("cpu"))
     return Model(denoiser, card, artifact)

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipestill import counter
 from pipestill.diffusion.conditions import Condition
 from pipestill.diffusion.denoiser import Denoise
-from pipestill.diffusion.samplers import Sample
+from pipestill.diffusion.samplers import Sample, start
 
 
 def latents(seed: int, items: Tensor, shape: Sequence[int]) -> Tensor:
@@ -35,14 +35,15 @@ def sample_items(
 ) -> Tensor:
     """Samples items [N] int64 of a seed: x0 float32 [N, C, H, W], clamped by nobody.
 
-    Starts from sigmas[0]·eps; `condition` (length N) lies on `device`, and `sigmas` end in 0.
+    `condition` (length N) lies on `device`, and `sigmas` end in 0.
     """
     items = items.to(device)
 
     def step_noise(step: int) -> Tensor:
         return counter.normal(seed, "step", items, shape, draw=step)
 
-    return sampler(denoise, float(sigmas[0]) * latents(seed, items, shape), sigmas, condition, step_noise)
+    x = start(latents(seed, items, shape), float(sigmas[0]))
+    return sampler(denoise, x, sigmas, condition, step_noise)
 
 
 def to_uint8(x0: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pipestill.config import DenoiserParams, RunParams
+from pipestill.config import RunParams, denoiser_params
 from pipestill.errors import InputError, nearest
 from pipestill.networks.model import ModelCard, card_of, load_unet, wrap
 from pipestill.networks.unet2d import UNet2DModel
@@ -108,7 +108,7 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         )
         recipe = settle(run, card)
         autocast = torch.bfloat16 if precision == "bf16" else None
-        denoiser = wrap(self.unet, DenoiserParams.model_validate(card.denoiser), autocast)
+        denoiser = wrap(self.unet, denoiser_params(card.denoiser), autocast)
         seed = generator.initial_seed() if isinstance(generator, torch.Generator) else generator
         made = []
         with self.progress_bar(total=len(labels)) as bar:

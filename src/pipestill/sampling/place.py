@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from pipestill.diffusion.denoiser import EDM
+from pipestill.diffusion.denoiser import Denoiser
 
 
-def place(denoiser: EDM, device: torch.device) -> EDM:
+def place(denoiser: Denoiser, device: torch.device) -> Denoiser:
     """The denoiser on its device; on a GPU channels last, with TF32 products. Every rank computes the same way."""
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

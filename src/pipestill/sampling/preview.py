@@ -1,51 +1,153 @@
-"""Pictures during a training: the same classes and noise each time, one grid a preview, rows by class."""
+"""Pictures during a training: the same items each time, shared over the ranks, without holding the training up.
+
+No collective's time limit runs while ranks sample, an item that fails takes nothing else with it, and weights, mode and
+random state are afterwards what they were. It may touch the training's folder of previews alone.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from pipestill.diffusion.denoiser import EDM
+from pipestill.config import PreviewParams
+from pipestill.diffusion.denoiser import Denoiser
 from pipestill.diffusion.samplers import SAMPLERS
 from pipestill.diffusion.schedules import karras
+from pipestill.distributed import World
+from pipestill.errors import InputError, nearest
 from pipestill.networks.model import ModelCard
+from pipestill.progress import say
+from pipestill.sampling.background import PictureWriter
 from pipestill.sampling.items import sample_items, to_uint8
-from pipestill.sampling.pictures import grid, save_png
+from pipestill.sampling.pictures import grid, pick_classes
 from pipestill.training.ema import Ema
 from pipestill.training.ranks import averaged
 from pipestill.training.tracking import Tracker
 
-ROWS, COLUMNS, HEUN_STEPS = 10, 8, 18
+HEUN_STEPS = 18  # of a teacher, which has no schedule of its own
+FINITE_START = 80.0  # where Heun starts for a teacher that begins with pure noise
+GRID_SIDE = 256  # a picture is made smaller than this, by a whole factor, for the grid
+
+Picture = NDArray[np.uint8]  # [H, W, 1 or 3]
 
 
-class Preview:
-    """Samples a grid from the averaged weights, writes it below `folder` and hands it to the trackers."""
+class Previews:
+    """Samples `each` pictures of each class from the averaged weights; every rank does a contiguous share of the items.
 
-    def __init__(self, denoiser: EDM, card: ModelCard, ema: Ema, folder: Path, tracker: Tracker) -> None:
-        self._denoiser, self._card, self._ema, self._folder, self._tracker = denoiser, card, ema, folder, tracker
+    Wanted where `params.every` is above 0. Written below `folder`: `step-00000200/epoch_0010_rank_0_sample_00.png` for
+    each item, and the leader's grid `step-00000200.png`, which also goes to the trackers. Raises InputError
+    where a class is unknown.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        card: ModelCard,
+        ema: Ema,
+        params: PreviewParams,
+        *,
+        folder: Path,
+        tracker: Tracker,
+        world: World,
+    ) -> None:
+        self._denoiser, self._card, self._ema, self._params = denoiser, card, ema, params
+        self._folder, self._tracker, self._world = folder, tracker, world
+        rows = _rows(card, params)
+        self._labels = torch.tensor(rows or [0] * params.rows).repeat_interleave(params.each)
+        count, rank, size = len(self._labels), world.rank, world.size
+        self._own = range(rank * count // size, (rank + 1) * count // size)
+        self._writer = PictureWriter(params.patience)
+
+    @property
+    def count(self) -> int:
+        """Pictures in a preview, over all ranks."""
+        return len(self._labels)
+
+    def due(self, step: int, epoch: int, epoch_before: int) -> bool:
+        """Whether pictures are wanted after update `step`, in `epoch`; one update earlier it was `epoch_before`."""
+        every = self._params.every
+        return epoch // every > epoch_before // every if self._params.unit == "epochs" else step % every == 0
+
+    def make(self, step: int, epoch: int) -> None:
+        """Makes the pictures of one moment; every rank calls it there."""
+        what = f"preview after update {step}"
+        own = self._sampled(what)
+        folder = self._folder / f"step-{step:08d}"
+        first = self._own.start
+        names = {item: f"epoch_{epoch:04d}_rank_{self._world.rank}_sample_{item - first:02d}.png" for item in own}
+        self._writer.put(what, {folder / names[item]: picture for item, picture in own.items()})
+        self._world.await_all(f"{folder.name}/{epoch}")  # ranks come at their own times, and no collective waits
+        parts = self._world.collect({item: _small(picture) for item, picture in own.items()})
+        if parts is None:
+            return
+        pictures = {item: picture for part in parts for item, picture in part.items()}
+        if not pictures:
+            return
+        blank = np.full_like(next(iter(pictures.values())), 255)
+        cells = np.stack([pictures.get(item, blank) for item in range(len(self._labels))])
+        whole = grid(cells, columns=self._params.each)
+        self._writer.put(what, {self._folder / f"{folder.name}.png": whole})
+        self._tracker.image(step, "samples", whole)
+
+    def close(self) -> None:
+        """Waits until pictures are written; a file system that hangs is not waited for."""
+        self._writer.close()
+
+    def _sampled(self, what: str) -> dict[int, Picture]:
+        """This rank's items, by number: together, and one by one where that fails, those that fail left out."""
+        if not self._own:
+            return {}
+        devices = [self._world.device] if self._world.device.type == "cuda" else []
+        with averaged(self._denoiser.network, self._ema), torch.random.fork_rng(devices):
+            try:
+                return self._pictures(list(self._own))
+            except Exception:  # whatever it is, it shows once more in the item that it comes from
+                found: dict[int, Picture] = {}
+                for item in self._own:
+                    try:
+                        found |= self._pictures([item])
+                    except Exception as error:
+                        reason = " ".join(f"{type(error).__name__}: {error}".split())
+                        say(f"{what}: item {item} failed ({reason}): the others go on")
+                return found
 
     @torch.no_grad()
-    def __call__(self, step: int) -> None:
-        card = self._card
-        device = next(self._denoiser.parameters()).device
-        rows = min(len(card.classes) or ROWS, ROWS)
-        labels = torch.arange(rows, device=device).repeat_interleave(COLUMNS)
-        if card.native is None:
-            sampler, sigmas = SAMPLERS["heun"], karras(HEUN_STEPS, self._denoiser.sigma_min, self._denoiser.sigma_max)
-        else:
-            sampler, sigmas = SAMPLERS[card.native.transition], card.native.sigmas()
-        with averaged(self._denoiser.network, self._ema):
-            x0 = sample_items(
-                self._denoiser,
-                sampler=sampler,
-                sigmas=sigmas,
-                condition=card.condition(labels),
-                seed=0,
-                items=torch.arange(len(labels)),
-                shape=(card.channels, card.resolution, card.resolution),
-                device=device,
-            )
-        picture = grid(to_uint8(x0).permute(0, 2, 3, 1).cpu().numpy(), columns=COLUMNS)
-        save_png(picture, self._folder / f"step-{step:08d}.png")
-        self._tracker.image(step, "samples", picture)
+    def _pictures(self, items: list[int]) -> dict[int, Picture]:
+        card, device = self._card, self._world.device
+        x0 = sample_items(
+            self._denoiser,
+            sampler=SAMPLERS[card.native.transition if card.native else "heun"],
+            sigmas=card.native.sigmas(self._denoiser) if card.native else _teachers_sigmas(self._denoiser),
+            condition=card.condition(self._labels[items].to(device)),
+            seed=self._params.seed,
+            items=torch.tensor(items),
+            shape=(card.channels, card.resolution, card.resolution),
+            device=device,
+        )
+        if not bool(torch.isfinite(x0).all()):
+            raise ArithmeticError("a pixel is not finite")
+        pixels = to_uint8(x0).permute(0, 2, 3, 1).cpu().numpy()
+        return dict(zip(items, pixels, strict=True))
+
+
+def _rows(card: ModelCard, params: PreviewParams) -> list[int]:
+    """The classes of the grid's rows; none where the model has none. Raises InputError."""
+    unknown = [name for name in params.classes if name not in card.classes]
+    if unknown:
+        raise InputError(f"operation.preview.classes: there is no '{unknown[0]}'{nearest(unknown[0], card.classes)}")
+    if params.classes:
+        return [card.classes.index(name) for name in params.classes]
+    return pick_classes(len(card.classes), params.rows)
+
+
+def _teachers_sigmas(denoiser: Denoiser) -> Tensor:
+    return karras(HEUN_STEPS, denoiser.sigma_min, min(denoiser.sigma_max, FINITE_START))
+
+
+def _small(picture: Picture) -> Picture:
+    factor = -(-picture.shape[0] // GRID_SIDE)
+    return picture[::factor, ::factor]

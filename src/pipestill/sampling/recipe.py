@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipestill.config import ChurnParams, DenoiserParams, RunParams
+from pipestill.config import ChurnParams, RunParams, denoiser_params
 from pipestill.diffusion import samplers
 from pipestill.diffusion.conditions import Condition
-from pipestill.diffusion.denoiser import Denoise
+from pipestill.diffusion.denoiser import Denoise, Denoiser, clipped
 from pipestill.diffusion.guidance import branches, guided
 from pipestill.diffusion.samplers import SAMPLERS, Sample
-from pipestill.diffusion.schedules import karras
+from pipestill.diffusion.schedules import karras, linear_alpha_sigmas
+from pipestill.diffusion.vp import VP
 from pipestill.errors import InputError
-from pipestill.networks.model import ModelCard, NativeSchedule
+from pipestill.networks.model import ModelCard, NativeSchedule, wrap
 from pipestill.sampling.items import sample_items
 from pipestill.sampling.plan import UNCONDITIONAL
+
+LINEAR_ALPHA = "ddim-linear-alpha"  # schedules.linear_alpha_sigmas says what that is
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Recipe:
     guidance: float
     card: ModelCard
     churn: ChurnParams | None = None
+    clip: bool = False
 
     @property
     def steps(self) -> int:
@@ -49,7 +54,15 @@ class Recipe:
         if self.churn is not None:
             churn = self.churn
             return samplers.StochasticHeun(churn.churn, churn.s_min, churn.s_max, churn.noise)
-        return SAMPLERS[self.sampler]
+        return SAMPLERS["euler" if self.sampler == LINEAR_ALPHA else self.sampler]
+
+    def denoise(self, denoiser: Denoiser) -> Denoise:
+        """The denoiser as this run asks it: guided, its x0 clipped."""
+        if self.sampler == LINEAR_ALPHA:
+            assert isinstance(denoiser, VP)  # settled so
+            denoiser = VP(denoiser.network, sigmas=linear_alpha_sigmas(), autocast=denoiser.autocast)
+        denoise = guided(denoiser, self.guidance)
+        return clipped(denoise) if self.clip else denoise
 
     def condition(self, labels: Tensor, device: torch.device) -> Condition:
         """Labels [N] int64 on the host, as the model takes them on `device`; -1 asks for no class."""
@@ -58,10 +71,10 @@ class Recipe:
         return condition.dropped(without.to(device)) if bool(without.any()) else condition
 
     @torch.inference_mode()
-    def sample(self, denoise: Denoise, *, seed: int, items: Tensor, labels: Tensor, device: torch.device) -> Tensor:
+    def sample(self, denoiser: Denoiser, *, seed: int, items: Tensor, labels: Tensor, device: torch.device) -> Tensor:
         """x0 [N, C, H, W] float32 of items [N] with labels [N] (both on the host)."""
         return sample_items(
-            guided(denoise, self.guidance),
+            self.denoise(denoiser),
             sampler=self.solver(),
             sigmas=self.sigmas,
             condition=self.condition(labels, device),
@@ -78,14 +91,40 @@ def settle(run: RunParams, card: ModelCard, tuned: Mapping[str, Any] | None = No
     Raises InputError where the run asks for what the model cannot do.
     """
     _check_classes(run, card)
+    adapter = wrap(nn.Identity(), denoiser_params(card.denoiser))
     if run.sampler == "native":
         native = _native(run, card)
-        return Recipe(native.transition, native.sigmas(), run.guidance, card)
+        return Recipe(native.transition, native.sigmas(adapter), run.guidance, card, clip=run.clip)
+    return Recipe(run.sampler, _sigmas(run, adapter, tuned), run.guidance, card, run.churn, run.clip)
+
+
+def _sigmas(run: RunParams, adapter: Denoiser, tuned: Mapping[str, Any] | None) -> Tensor:
+    """The noise levels of a run that names its sampler: [steps + 1] float64, ending in 0."""
     assert run.steps is not None  # RunParams sees to it
-    sigma_max, sigma_min = _range(run, card, tuned)
+    if run.sampler == LINEAR_ALPHA:
+        return _linear_alpha(run, run.steps, adapter)
+    if run.spacing != "karras":
+        try:
+            return adapter.spaced(run.steps, run.spacing)
+        except ValueError as error:
+            raise InputError(f"model {run.model}: {error}") from error
+    sigma_max, sigma_min = _range(run, adapter, tuned)
+    if math.isinf(sigma_max):
+        raise InputError(
+            f"model {run.model} begins with pure noise, and Karras's noise levels are finite: give sigma_max, or "
+            "spacing=trailing"
+        )
     if sigma_min > sigma_max:
         raise InputError(f"the sigma range of run.model={run.model} is empty: sigma_min={sigma_min} > {sigma_max}")
-    return Recipe(run.sampler, karras(run.steps, sigma_min, sigma_max, run.rho), run.guidance, card, run.churn)
+    return karras(run.steps, sigma_min, sigma_max, run.rho)
+
+
+def _linear_alpha(run: RunParams, steps: int, adapter: Denoiser) -> Tensor:
+    """The formula's noise levels from step 999 to 0. Raises InputError for a model that predicts no eps."""
+    if not isinstance(adapter, VP) or adapter.prediction != "epsilon":
+        raise InputError(f"sampler={run.sampler} takes a network's output for eps: model {run.model} predicts another")
+    levels = VP(nn.Identity(), sigmas=linear_alpha_sigmas())
+    return levels.spaced(steps, "linspace")
 
 
 def _check_classes(run: RunParams, card: ModelCard) -> None:
@@ -122,10 +161,9 @@ def _native(run: RunParams, card: ModelCard) -> NativeSchedule:
     return native
 
 
-def _range(run: RunParams, card: ModelCard, tuned: Mapping[str, Any] | None) -> tuple[float, float]:
+def _range(run: RunParams, adapter: Denoiser, tuned: Mapping[str, Any] | None) -> tuple[float, float]:
     """sigma_max and sigma_min, each: as the run says, else as tuned, else the denoiser's own."""
-    own = DenoiserParams.model_validate(card.denoiser)
-    sigma_max, sigma_min = own.sigma_max, own.sigma_min
+    sigma_max, sigma_min = adapter.sigma_max, adapter.sigma_min
     if tuned is not None:
         key = solver_key(run.sampler, run.steps or 0)
         if key not in tuned:

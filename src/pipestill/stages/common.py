@@ -20,7 +20,7 @@ from pipestill.work import open_work
 
 if TYPE_CHECKING:
     from pipestill.artifacts import InputEntry
-    from pipestill.diffusion.denoiser import EDM
+    from pipestill.diffusion.denoiser import Denoiser
     from pipestill.distributed import World
     from pipestill.networks.model import ModelCard
     from pipestill.training.curves import Curves
@@ -139,7 +139,7 @@ def work_over_ranks(
 
 def run_training(
     training: Training,
-    denoiser: EDM,
+    denoiser: Denoiser,
     card: ModelCard,
     work: Work,
     world: World,
@@ -147,8 +147,8 @@ def run_training(
     *,
     name: str,
 ) -> Curves:
-    """Runs a training to its end, with trackers and previews on the leader; returns its curves."""
-    from pipestill.sampling.preview import Preview
+    """Runs a training to its end, with trackers on the leader and previews on all ranks; returns its curves."""
+    from pipestill.sampling.preview import Previews
     from pipestill.training import following
     from pipestill.training.loop import run
     from pipestill.training.tracking import Silent, open_trackers
@@ -157,7 +157,10 @@ def run_training(
         following.describe(work, name, training.updates, card, denoiser.network)
         say(f"follow it with: pipestill evaluate --watch {work.output} (its states: {work.folder})")
     follow = open_trackers(operation.trackers, work.folder, name, work.parameters) if world.leader else Silent()
-    preview = Preview(denoiser, card, training.ema, work.folder / "previews", follow) if world.leader else None
+    preview = None
+    if operation.preview.every:
+        folder = work.folder / "previews"
+        preview = Previews(denoiser, card, training.ema, operation.preview, folder=folder, tracker=follow, world=world)
     try:
         return run(
             training,
@@ -169,4 +172,6 @@ def run_training(
             preview=preview,
         )
     finally:
+        if preview is not None:
+            preview.close()
         follow.close()

@@ -21,7 +21,7 @@ from pipestill.stages.common import add_common, add_launch, entry, load_params, 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
     from pipestill.data.store import Dataset
-    from pipestill.diffusion.denoiser import EDM
+    from pipestill.diffusion.denoiser import Denoiser
     from pipestill.distillation.dmd2 import Distillation
     from pipestill.distributed import World
     from pipestill.networks.model import ModelCard
@@ -134,7 +134,7 @@ def prepared(
     init: Path,
     world: World,
     cache: Literal["device", "host", "none"],
-) -> tuple[Distillation, EDM, ModelCard]:
+) -> tuple[Distillation, Denoiser, ModelCard]:
     """The distillation on this rank's device, ready for its first update; the student's denoiser and its card.
 
     Raises InputError where models and data do not fit.
@@ -159,7 +159,13 @@ def prepared(
     if (start.card.denoiser, start.card.classes) != (real.card.denoiser, real.card.classes):
         raise InputError(f"{init} has other classes or another denoiser than {teacher}: it cannot start its student")
 
-    native = NativeSchedule(student.steps, student.transition, student.sigma_max, student.sigma_min, student.rho)
+    native = NativeSchedule(
+        student.steps, student.transition, student.sigma_max, student.sigma_min, student.rho, student.spacing
+    )
+    try:
+        native.sigmas(real.denoiser)
+    except ValueError as error:
+        raise InputError(f"{teacher} cannot be walked so: {error}") from error
     card = replace(
         real.card,
         role="student",
@@ -199,6 +205,7 @@ def prepared(
         loader=loader,
         validation=validation,
         world=world,
+        train_images=len(images.split["train"]),
     )
     return training, generator, card
 

@@ -1,4 +1,4 @@
-"""Train a teacher: a class-conditional EDM denoiser on the dataset's train part, over any number of ranks.
+"""Train a teacher: a class-conditional denoiser on the dataset's train part, over any number of ranks.
 
 Goes on from its newest saved state by itself; a changed parameter or input begins anew.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pipestill import artifacts
 from pipestill.config import OperationParams, TeacherParams
@@ -20,7 +20,11 @@ from pipestill.stages.common import add_common, add_launch, entry, load_params, 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
     from pipestill.data.store import Dataset
+    from pipestill.diffusion.denoiser import Denoiser
+    from pipestill.distributed import World
+    from pipestill.networks.model import ModelCard
     from pipestill.networks.unet2d import UNet2DModel
+    from pipestill.training.teacher import TeacherTraining
 
 VERSION = 2
 EXAMPLES = """\
@@ -88,25 +92,12 @@ def train(
             return work.done
 
         from pipestill.data.store import open_dataset
-        from pipestill.networks.model import ModelCard, save_model, wrap
+        from pipestill.networks.model import save_model
         from pipestill.networks.unet import as_tensors, parameter_count
-        from pipestill.training.ranks import autocast_type, prepare, seed_torch
-        from pipestill.training.teacher import TeacherTraining
 
         data = open_dataset(dataset)
-        seed_torch(teacher.training.seed, 0, 0)  # the weights' start
-        unet = _begun(start, teacher, data) if start is not None else _built(teacher, data)
-        card = ModelCard(
-            role="teacher",
-            resolution=data.resolution,
-            channels=data.channels,
-            classes=data.classes,
-            unconditional_branch=bool(data.classes) and teacher.training.label_dropout > 0,
-            denoiser=teacher.denoiser.plain(),
-        )
-        denoiser = wrap(unet, teacher.denoiser, autocast_type(teacher.training.precision))
-        prepare(denoiser, teacher.training, world)
-        training = TeacherTraining(denoiser, card, data, teacher.training, world, operation.cache)
+        training, denoiser, card = prepared(teacher, data, world, operation.cache, start=start)
+        unet = denoiser.network
         if world.leader:
             say(
                 f"{name}: {parameter_count(unet):,} parameters, {len(data.split['train']):,} images, {world.size} ranks"
@@ -122,6 +113,37 @@ def train(
         return artifact
 
 
+def prepared(
+    teacher: TeacherParams,
+    data: Dataset,
+    world: World,
+    cache: Literal["device", "host", "none"],
+    *,
+    start: Path | None = None,
+) -> tuple[TeacherTraining, Denoiser, ModelCard]:
+    """The training on this rank's device, ready for its first update; its denoiser and the card of its model.
+
+    Raises InputError where network, data, `start` and ranks do not fit.
+    """
+    from pipestill.networks.model import ModelCard, wrap
+    from pipestill.training.ranks import autocast_type, prepare, seed_torch
+    from pipestill.training.teacher import TeacherTraining
+
+    seed_torch(teacher.training.seed, 0, 0)  # the weights' start
+    unet = _begun(start, teacher, data) if start is not None else _built(teacher, data)
+    card = ModelCard(
+        role="teacher",
+        resolution=data.resolution,
+        channels=data.channels,
+        classes=data.classes,
+        unconditional_branch=bool(data.classes) and teacher.training.label_dropout > 0,
+        denoiser=teacher.denoiser.plain(),
+    )
+    denoiser = wrap(unet, teacher.denoiser, autocast_type(teacher.training.precision))
+    prepare(denoiser, teacher.training, world)
+    return TeacherTraining(denoiser, card, data, teacher.training, world, cache), denoiser, card
+
+
 def _built(teacher: TeacherParams, data: Dataset) -> UNet2DModel:
     """A network with random weights, of the size that the parameters state."""
     from pipestill.networks.unet import build_unet
@@ -133,6 +155,7 @@ def _built(teacher: TeacherParams, data: Dataset) -> UNet2DModel:
 
 def _begun(start: Path, teacher: TeacherParams, data: Dataset) -> UNet2DModel:
     """A copy of another model's network, its row for 'no class' included. Raises InputError where it does not fit."""
+    from pipestill.config import denoiser_params
     from pipestill.networks.model import load_model
 
     model = load_model(start)
@@ -141,8 +164,9 @@ def _begun(start: Path, teacher: TeacherParams, data: Dataset) -> UNet2DModel:
         if own != theirs:
             shown = (len(theirs), len(own)) if what == "classes" else (theirs, own)
             raise InputError(f"{start} has {what} {shown[0]}, {data.artifact.path} has {shown[1]} or others")
-    if model.card.denoiser["sigma_data"] != teacher.denoiser.sigma_data:
-        raise InputError(
-            f"{start} has sigma_data={model.card.denoiser['sigma_data']}: set the teacher's denoiser to it"
-        )
+    theirs = denoiser_params(model.card.denoiser).plain()
+    own = teacher.denoiser.plain()
+    for field in ("kind", *denoiser_params(model.card.denoiser).learnt):
+        if own.get(field) != theirs[field]:
+            raise InputError(f"{start} has {field}={theirs[field]}: set the teacher's denoiser to it")
     return model.unet.requires_grad_(True)

@@ -163,7 +163,7 @@ def _measured(
     import numpy as np
     import torch
 
-    from pipestill.config import DenoiserParams
+    from pipestill.config import denoiser_params
     from pipestill.evaluation import measure
     from pipestill.networks.model import wrap
     from pipestill.sampling.features import by_space, in_spaces
@@ -174,7 +174,7 @@ def _measured(
 
     unet = told.build()
     unet.load_state_dict(weights)
-    wrapped = wrap(unet, DenoiserParams.model_validate(told.card.denoiser), autocast_type(run.precision))
+    wrapped = wrap(unet, denoiser_params(told.card.denoiser), autocast_type(run.precision))
     denoiser = place(wrapped.requires_grad_(False).eval(), world.device)
     extractors = [against.extractor(space, world.device) for space in against.index.spaces]
     parts = blocks(run.seeds, run.images, run.micro_batch)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pipestill.config import EmaParams
+from pipestill.distributed import World
 
 
 def decay_at(params: EmaParams, *, seen: int, batch: int) -> float:
@@ -23,9 +24,14 @@ def decay_at(params: EmaParams, *, seen: int, batch: int) -> float:
 
 
 class Ema:
-    """The average of a module's parameters and buffers, on the module's device, in their own type."""
+    """The average of a module's parameters and buffers, on the module's device, in their own type.
 
-    def __init__(self, module: nn.Module) -> None:
+    Each rank keeps its own. They agree as long as the ranks' weights do; `sync_every` is how many updates pass between
+    copies of the leader's to all others, 0 for none.
+    """
+
+    def __init__(self, module: nn.Module, sync_every: int = 0) -> None:
+        self.sync_every = sync_every
         self.tensors = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
 
     @torch.no_grad()
@@ -36,6 +42,18 @@ class Ema:
         torch._foreach_lerp_([self.tensors[n] for n in floating], [state[n] for n in floating], 1 - decay)
         for name in state.keys() - set(floating):
             self.tensors[name].copy_(state[name])
+
+    @torch.no_grad()
+    def drift(self, world: World, *, mend: bool) -> float:
+        """The largest difference between any rank's average and the leader's; where `mend`, all take the leader's."""
+        furthest = 0.0
+        for tensor in self.tensors.values():
+            theirs = world.from_leader(tensor.clone())
+            if tensor.numel():
+                furthest = max(furthest, float((tensor.double() - theirs.double()).abs().max()))
+            if mend:
+                tensor.copy_(theirs)
+        return max(world.gather(furthest))
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         for name, tensor in self.tensors.items():

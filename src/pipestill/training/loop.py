@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +22,9 @@ from pipestill.training.curves import Curves
 from pipestill.training.ema import Ema
 from pipestill.training.tracking import Tracker
 from pipestill.work import Work
+
+if TYPE_CHECKING:
+    from pipestill.sampling.preview import Previews
 
 SAVING_SHARE = 20  # a state is saved at most so seldom that saving takes a twentieth of the time
 SAVES_IN_MARGIN = 2  # so many times the longest saving so far, and the longest step, are left before a job's end
@@ -42,6 +44,10 @@ class Training(Protocol):
         """Figures after `step` updates, the same on every rank; empty where none are due."""
         ...
 
+    def epoch(self, step: int) -> int:
+        """How often the data was gone through after `step` updates."""
+        ...
+
     def warm_up(self) -> None:
         """Fixes whatever the first update would otherwise fix (DDP's buckets), changing no weight."""
         ...
@@ -59,7 +65,7 @@ def run(
     operation: OperationParams,
     label: str,
     tracker: Tracker,
-    preview: Callable[[int], None] | None = None,
+    preview: Previews | None = None,
 ) -> Curves:
     """Trains to the end, from the newest saved state if there is one; returns the curves.
 
@@ -75,10 +81,20 @@ def run(
     pause = operation.save_every
     longest_save = longest_step = 0.0
 
+    def drifted(step: int, *, mend: bool) -> None:
+        if world.size == 1:
+            return
+        drift = training.ema.drift(world, mend=mend)
+        tracker.log(step, {"ema_drift": drift})
+        if drift > 0 and world.leader:
+            done = "all take the first rank's" if mend else "the first rank's is saved, ema.sync_every makes them equal"
+            say(f"after update {step} the ranks' averages differ by up to {drift:.3g}: {done}")
+
     def save(step: int) -> None:
         nonlocal last_saved, pause, longest_save
         begun = time.monotonic()
         figures.flush()
+        drifted(step, mend=False)
         if world.leader:
             body = {"training": training.state(), "curves": curves.state()}
             states.save(work.state, step, body, key=work.key)
@@ -97,15 +113,16 @@ def run(
                 bar.advance(0, **figures.flush())
             bar.advance()
             marked = training.validate(done)
-            if marked:
+            if marked:  # every rank's average had its share in it
+                drifted(done, mend=False)
                 figures.flush()
                 curves.mark(done, marked)
                 tracker.log(done, marked)
                 bar.advance(0, **marked)
-            if operation.preview_every and done % operation.preview_every == 0:
-                if preview is not None:
-                    preview(done)
-                world.await_leader(f"{work.key}/previewed/{done}")
+            if preview is not None and preview.due(done, training.epoch(done), training.epoch(step)):
+                preview.make(done, training.epoch(done))
+            if training.ema.sync_every and done % training.ema.sync_every == 0:
+                drifted(done, mend=True)
             if done == training.updates:
                 break
             longest_step = max(longest_step, time.monotonic() - last_step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from pipestill.diffusion.conditions import Condition
-from pipestill.diffusion.denoiser import Denoise, per_sample
+from pipestill.diffusion.denoiser import Denoise, noised, per_sample
 
 
 def denoising_loss(
@@ -15,6 +15,5 @@ def denoising_loss(
 
     x0, eps [N, C, H, W] with x0 in [-1, 1]; sigma, weight [N].
     """
-    noisy = x0 + per_sample(sigma, x0) * eps
-    error = denoise(noisy, sigma, condition) - x0
+    error = denoise(noised(x0, sigma, eps), sigma, condition) - x0
     return (per_sample(weight, x0) * error.square()).mean()

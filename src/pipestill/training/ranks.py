@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipestill import counter
 from pipestill.config.fields import Precision
-from pipestill.diffusion.denoiser import EDM
+from pipestill.diffusion.denoiser import Denoiser
 from pipestill.distributed import World
 from pipestill.training.ema import Ema
 
@@ -34,7 +34,7 @@ def autocast_type(precision: Precision) -> torch.dtype | None:
     return torch.bfloat16 if precision == "bf16" else None
 
 
-def prepare(denoiser: EDM, params: NumericParams, world: World) -> None:
+def prepare(denoiser: Denoiser, params: NumericParams, world: World) -> None:
     """Puts a denoiser on its device as the parameters say: deterministic, checkpointed, compiled, channels last."""
     torch.use_deterministic_algorithms(params.deterministic)
     if world.device.type == "cuda":

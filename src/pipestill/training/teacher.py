@@ -13,11 +13,12 @@ from pipestill import counter
 from pipestill.config import TrainingParams
 from pipestill.data.loader import Batch, Cache, Loader, to_floats
 from pipestill.data.store import Dataset
-from pipestill.diffusion.denoiser import EDM
+from pipestill.diffusion.denoiser import Denoiser
 from pipestill.distributed import World
 from pipestill.errors import InputError
 from pipestill.networks.model import ModelCard
 from pipestill.training import optimizers
+from pipestill.training.clock import Clock, phase
 from pipestill.training.ema import Ema, decay_at
 from pipestill.training.losses import denoising_loss
 from pipestill.training.ranks import averaged, distributed, seed_torch, synchronised
@@ -31,8 +32,11 @@ class TeacherTraining:
     All randomness belongs to positions of the data stream, so an update is a function of its number.
     """
 
+    clock: Clock | None = None  # where somebody measures the phases of an update
+    apart = False  # ranks keep their gradients to themselves: for measuring what collectives cost, never for training
+
     def __init__(
-        self, denoiser: EDM, card: ModelCard, dataset: Dataset, params: TrainingParams, world: World, cache: Cache
+        self, denoiser: Denoiser, card: ModelCard, dataset: Dataset, params: TrainingParams, world: World, cache: Cache
     ) -> None:
         if params.batch % (world.size * params.accumulation):
             raise InputError(
@@ -50,26 +54,32 @@ class TeacherTraining:
             size=world.size,
             cache=cache,
             device=world.device,
+            balanced=params.balanced,
         )
         self._trained = distributed(denoiser, world)
         self._optimizer = optimizers.adamw(denoiser.parameters(), params.learning_rate, params.optimizer)
-        self.ema = Ema(denoiser.network)
+        self.ema = Ema(denoiser.network, params.ema.sync_every)
 
     def update(self, step: int) -> dict[str, Tensor]:
         params = self._params
         seed_torch(params.seed, step, self._world.rank)  # dropout inside the network
-        batch = self._loader.batch(step)
+        with phase(self.clock, "data"):
+            batch = self._loader.batch(step)
         parts = params.accumulation
         total = torch.zeros((), device=self._world.device)
         for part in range(parts):
             rows = slice(part * len(batch.labels) // parts, (part + 1) * len(batch.labels) // parts)
-            with synchronised(self._trained, last=part == parts - 1):
-                loss = self._loss(self._trained, batch, rows) / parts
-                loss.backward()
+            with synchronised(self._trained, last=part == parts - 1 and not self.apart):
+                with phase(self.clock, "forward"):
+                    loss = self._loss(self._trained, batch, rows) / parts
+                with phase(self.clock, "backward"):
+                    loss.backward()
             total += loss.detach()
-        norm = optimizers.step(self._optimizer, params.learning_rate, params.optimizer, step, self.updates)
+        with phase(self.clock, "optimizer"):
+            norm = optimizers.step(self._optimizer, params.learning_rate, params.optimizer, step, self.updates)
         decay = decay_at(params.ema, seen=(step + 1) * params.batch, batch=params.batch)
-        self.ema.update(self._denoiser.network, decay)
+        with phase(self.clock, "ema"):
+            self.ema.update(self._denoiser.network, decay)
         return {"loss": total, "gradient_norm": norm}
 
     def _loss(self, denoise: nn.Module, batch: Batch, rows: slice) -> Tensor:
@@ -86,6 +96,10 @@ class TeacherTraining:
         level = counter.normal(self._params.seed, f"{purpose}/sigma", items)
         sigma = self._denoiser.training_sigma(level)
         return sigma, counter.normal(self._params.seed, f"{purpose}/noise", items, images.shape[1:])
+
+    def epoch(self, step: int) -> int:
+        """How often the train part was gone through after `step` updates."""
+        return step * self._params.batch // len(self._loader)
 
     def warm_up(self) -> None:
         """One backward without a step: DDP orders its buckets in its first, so that a resumed run sums as this one."""

@@ -1,0 +1,27 @@
+"""Diffusers' schedulers as descriptions of noise: what a DDPM was trained with, and what its model folder says."""
+
+from __future__ import annotations
+
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
+
+from pipestill.config import VpParams
+from pipestill.diffusion.schedules import vp_sigmas
+
+
+def ddpm_scheduler(params: VpParams) -> DDPMScheduler:
+    """Diffusers' scheduler with these parameters: `DDPMPipeline` and others sample a model with it."""
+    return DDPMScheduler(
+        num_train_timesteps=params.steps,
+        beta_schedule=params.schedule,
+        beta_start=params.beta_start,
+        beta_end=params.beta_end,
+        prediction_type=params.prediction,
+        rescale_betas_zero_snr=params.zero_terminal_snr,
+        clip_sample=False,
+    )
+
+
+def training_sigmas(params: VpParams) -> Tensor:
+    """The noise levels of the scheduler's steps: [T] float64, ascending."""
+    return vp_sigmas(ddpm_scheduler(params).betas)

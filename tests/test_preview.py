@@ -1,0 +1,270 @@
+"""Previews: shared over any number of ranks, items that fail, files that cannot be written, and no trace in weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from commands import here, payload
+from pipestill.config import PreviewParams
+from pipestill.distributed import World
+from pipestill.errors import InputError
+from pipestill.networks.model import load_model
+from pipestill.sampling import preview
+from pipestill.sampling.background import PictureWriter
+from pipestill.sampling.preview import Previews
+from pipestill.training.ema import Ema
+from pipestill.training.tracking import Silent
+from test_train import arguments
+from tiny_models import CLASSES, make_model
+
+ITEMS = 6  # two of each class
+SIZES = (1, 2, 3, 5)
+# Five ranks; the first of them make the same previews as groups of one, two and three too.
+OVER_RANKS = """
+import sys
+from pathlib import Path
+import torch.distributed as dist
+from pipestill import distributed
+from pipestill.distributed import World
+from test_preview import SIZES, previews
+model, folder, bad = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+with distributed.world(device="cpu") as whole:
+    for size in SIZES:
+        group = dist.new_group(range(size), backend="gloo")
+        if whole.rank < size:
+            made = previews(model, folder / str(size), World(whole.rank, size, whole.device, group), bad=bad)
+            made.make(20, 10)
+            made.close()
+"""
+
+
+def previews(model: Path, folder: Path, world: World, *, bad: int = -1, **params: object) -> Previews:
+    """Previews of a model artefact's weights; item `bad` raises whenever it is among those sampled."""
+    loaded = load_model(model)
+    made = Previews(
+        loaded.denoiser,
+        loaded.card,
+        Ema(loaded.denoiser.network),
+        PreviewParams.model_validate({"each": 2, "patience": 60.0} | params),
+        folder=folder,
+        tracker=Silent(),
+        world=world,
+    )
+    whole = made._pictures
+
+    def pictures(items: list[int]) -> dict[int, preview.Picture]:
+        if bad in items:
+            raise RuntimeError(f"item {bad} is bad")
+        return whole(items)
+
+    made._pictures = pictures  # type: ignore[method-assign]
+    return made
+
+
+def over_ranks(model: Path, folder: Path, bad: int) -> str:
+    """Runs the script; what its ranks printed."""
+    script = folder / "script.py"
+    script.write_text(OVER_RANKS)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "5"),
+            *map(str, (script, model, folder, bad)),
+        ],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def pixels(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    return np.asarray(Image.open(path)).astype(np.int64)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("model") / "teacher").path
+
+
+def names(size: int, without: tuple[int, ...] = ()) -> dict[str, int]:
+    """Each item's file with so many ranks: contiguous shares, as even as they come."""
+    found = {}
+    for rank in range(size):
+        first = rank * ITEMS // size
+        for item in range(first, (rank + 1) * ITEMS // size):
+            if item not in without:
+                found[f"epoch_0010_rank_{rank}_sample_{item - first:02d}.png"] = item
+    return found
+
+
+@pytest.mark.timeout(300)
+def test_any_number_of_ranks_makes_the_same_pictures_and_a_bad_item_takes_none_along(
+    tmp_path: Path, model: Path
+) -> None:
+    said = over_ranks(model, tmp_path, bad=3)
+    assert said.count("preview after update 20: item 3 failed (RuntimeError: item 3 is bad): the others go on") == 4
+    alone = {item: pixels(tmp_path / "1/step-00000020" / name) for name, item in names(1, (3,)).items()}
+    whole = pixels(tmp_path / "1/step-00000020.png")
+    for size in SIZES:
+        folder = tmp_path / str(size) / "step-00000020"
+        assert {path.name for path in folder.iterdir()} == names(size, (3,)).keys()
+        for name, item in names(size, (3,)).items():
+            assert np.abs(pixels(folder / name) - alone[item]).max() <= 1  # the batch's size moves the last bit
+        assert np.abs(pixels(folder.with_suffix(".png")) - whole).max() <= 1
+    cells = [whole[2 + 34 * (item // 2) :, 2 + 34 * (item % 2) :][:32:4, :32:4] for item in range(ITEMS)]
+    assert (cells[3] == 255).all(), "its place in the grid is empty"
+    for item, picture in alone.items():
+        assert np.abs(cells[item] - picture).max() <= 1
+
+
+def test_more_ranks_than_items_leaves_ranks_without_work(tmp_path: Path, model: Path) -> None:
+    world = World(0, 9, torch.device("cpu"))  # of six items the first of nine ranks has none
+    assert previews(model, tmp_path, world)._sampled("preview") == {}
+    shares = [previews(model, tmp_path, World(rank, 9, torch.device("cpu")))._own for rank in range(9)]
+    assert [item for share in shares for item in share] == list(range(ITEMS))
+
+
+def test_items_are_the_same_each_time_and_rows_are_the_classes_asked_for(tmp_path: Path, model: Path) -> None:
+    alone = World(0, 1, torch.device("cpu"))
+    made = previews(model, tmp_path, alone, classes=(CLASSES[2], CLASSES[0]), each=3)
+    made.make(5, 0)
+    made.make(6, 1)
+    made.close()
+    first, second = (sorted((tmp_path / f"step-{step:08d}").iterdir()) for step in (5, 6))
+    assert [path.name for path in first] == [f"epoch_0000_rank_0_sample_{item:02d}.png" for item in range(6)]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    again = previews(model, tmp_path / "other", alone, classes=(CLASSES[0],), each=3)
+    assert torch.equal(made._labels, torch.tensor([2, 2, 2, 0, 0, 0]))
+    assert torch.equal(again._labels, torch.tensor([0, 0, 0]))
+    again.close()
+    with pytest.raises(InputError, match=r"operation.preview.classes: there is no 'nowt'; did you mean 'nought'\?"):
+        previews(model, tmp_path, alone, classes=("nowt",))
+
+
+def test_updates_and_epochs(tmp_path: Path, model: Path) -> None:
+    alone = World(0, 1, torch.device("cpu"))
+    by_updates = previews(model, tmp_path, alone, every=4)
+    assert [step for step in range(1, 13) if by_updates.due(step, 0, 0)] == [4, 8, 12]
+    by_epochs = previews(model, tmp_path, alone, every=2, unit="epochs")
+    seen = [16 * step // 40 for step in range(21)]  # a batch of 16 of 40 images
+    assert [step for step in range(1, 21) if by_epochs.due(step, seen[step], seen[step - 1])] == [5, 10, 15, 20]
+
+
+def test_everything_is_put_back_whatever_happens(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = World(0, 1, torch.device("cpu"))
+    made = previews(model, tmp_path, alone)
+    network = made._denoiser.network.train()
+    for tensor in made._ema.tensors.values():
+        tensor.mul_(0.5)
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+    def fails(*words: object, **named: object) -> None:
+        torch.rand(7)
+        assert not network.training
+        assert torch.equal(network.state_dict()["conv_in.weight"], 0.5 * weights["conv_in.weight"])
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(preview, "sample_items", fails)
+    random = torch.get_rng_state()
+    made.make(4, 0)
+    made.close()
+    assert capsys.readouterr().err.count("failed (MemoryError: no room): the others go on") == ITEMS
+    assert not list(tmp_path.iterdir())
+    assert network.training
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+
+
+# --- files that cannot be written
+
+
+def picture() -> preview.Picture:
+    return np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+
+
+def test_pictures_that_cannot_be_written_are_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    writer = PictureWriter()
+    wanted = {tmp_path / "file" / "a.png": picture(), tmp_path / "b.png": picture(), tmp_path / "file/c.png": picture()}
+    assert writer.put("preview after update 3", wanted)
+    writer.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("preview after update 3: ")
+    assert f"{tmp_path}/file" in line
+    assert line.endswith("; nor could 1 others; the training goes on")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png")), picture())
+
+
+FULL = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+from test_preview import picture
+from pipestill.sampling.background import PictureWriter
+writer = PictureWriter()
+writer.put("preview after update 9", {{Path("full") / f"{{number}}.png": picture() for number in range(4)}})
+writer.close()
+"""
+
+
+def _can_mount() -> bool:
+    done = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+    return done.returncode == 0
+
+
+@pytest.mark.skipif(not _can_mount(), reason="no mount namespace here")
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    script = tmp_path / "script.py"
+    script.write_text(FULL.format(path=[str(Path(__file__).parent), *sys.path]))
+    mounted = f"mount -t tmpfs -o size=20k tmpfs full && {sys.executable} {script} && ls full"
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mounted], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    (line,) = done.stderr.splitlines()
+    assert "full/1.png could not be written: No space left on device; nor could 2 others; the training goes on" in line
+    assert done.stdout.split() == ["0.png"]
+
+
+def test_a_training_goes_on_while_a_file_system_hangs_and_gives_the_same_weights(
+    tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Opening a pipe that nobody reads hangs as a file system does whose server is gone."""
+    runs = tmp_path / "runs"
+    training = {"teachers.teacher.training": {"iterations": 6, "batch": 16, "validate_every": 0}}
+    operation = {"preview": {"every": 2, "rows": 2, "each": 2, "patience": 0.01}, "log_every": 1}
+    here(*arguments(tmp_path, digits, "plain", **training), runs=tmp_path / "other")
+    here(*arguments(tmp_path, digits, "m", operation=operation, **training), runs=runs)
+    (work,) = (runs / "train").iterdir()
+    made = {path.relative_to(work) for path in work.rglob("*.png")}
+    steps = ("step-00000002", "step-00000004", "step-00000006")
+    assert {path.parts[1] for path in made if path.name.startswith("epoch_0000_rank_0")} == set(steps)
+    assert payload(tmp_path / "m") == payload(tmp_path / "plain"), "previews change no weight"
+
+    pipe = work / "previews" / steps[0] / f".epoch_0000_rank_0_sample_01.png.{os.getpid()}.partial"
+    for path in work.rglob("*.png"):
+        path.unlink()
+    os.mkfifo(pipe)
+    capsys.readouterr()
+    here(*arguments(tmp_path, digits, "again", operation=operation, **training), runs=runs)
+    said = capsys.readouterr().err
+    hung = pipe.with_name("epoch_0000_rank_0_sample_01.png")
+    assert said.count(f"{hung} has been written for more than 0.01 s: does its file system hang?") == 1
+    assert "preview after update 6: not written, for the file system still hangs" in said
+    assert payload(tmp_path / "again") == payload(tmp_path / "plain")
+    assert {path.name for path in work.rglob("*.png")} == {"epoch_0000_rank_0_sample_00.png"}
+    with pipe.open("rb") as reader:  # the server is back, and the thread that was left behind ends
+        reader.read()
