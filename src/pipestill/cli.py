@@ -34,6 +34,7 @@ COMMANDS = {
     "sample": "sample images, sharded over ranks",
     "evaluate": "measure a run's images against the reference",
     "report": "one self-contained page with tables, curves and pictures",
+    "bench": "measure a training over ranks, and where its time goes",
     "export": "hand a model over: a Diffusers folder with a model card",
     "config": "compose parameters and write params.yaml",
     "record": "let DVC record what Snakemake finished",
