@@ -125,7 +125,8 @@ def test_the_student_carries_its_schedule_and_its_best_weights(uninterrupted: di
     folder = uninterrupted[1]
     card = json.loads((folder / "model.json").read_text())
     assert card["role"] == "student"
-    assert card["native"] == {"steps": 3, "transition": "euler", "sigma_max": 8.0, "sigma_min": 0.05, "rho": 7.0}
+    levels = {"spacing": "karras", "sigma_max": 8.0, "sigma_min": 0.05, "rho": 7.0}
+    assert card["native"] == {"steps": 3, "transition": "euler"} | levels
     rows = [line.split(",") for line in (folder / "curves.csv").read_text().splitlines()]
     column = rows[0].index("validation_distance")
     distances = {int(row[0]): float(row[column]) for row in rows[1:] if row[column]}
