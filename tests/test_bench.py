@@ -73,12 +73,16 @@ def test_what_holds_a_training_up_is_said_in_words() -> None:
     )
     assert "250 ms are collectives: gradients are exchanged once an update" in strong
     assert weak == "Weak scaling from 1 rank to 2: 100% (100 to 200 images/s): nothing is lost."
-    assert others == ["On 1 rank, 90% of an update is the network's own forward and backward pass."]
+    assert others == [
+        "On 1 rank, 90% of an update is the network's own forward and backward pass.",
+        "A preview of 4 pictures takes 500 ms on 2 ranks: one every 200 updates is 0.3% of the time.",
+    ]
     slow = [row("strong", 1, 1.0, data=0.6, forward=0.1, backward=0.2) | {"spread": 1.5}]
     assert scaling.words(slow) == [
         "On 1 rank, 60% of an update is data: keep the decoded images nearer: operation.cache=device, or host.",
         "On 1 rank, 10% of an update is other: figures, condition and start-up of each update: more images a rank.",
         "On 1 rank, 30% of an update is the network's own forward and backward pass.",
+        "A preview of 4 pictures takes 500 ms on 1 rank: one every 200 updates is 0.2% of the time.",
         "Rounds of one measurement differ by a factor of 1.50: other work ran beside it.",
     ]
 

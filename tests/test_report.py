@@ -466,3 +466,43 @@ def test_bad_metrics_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(InputError, match=r"broken\.json cannot be read"):
         results_table(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "native", "says"),
+    [
+        ({"kind": "edm", "sigma_max": 80.0, "sigma_min": 0.002}, None, "sigma 80 to 0.002"),
+        (
+            {"kind": "edm", "sigma_max": 80.0, "sigma_min": 0.002},
+            {"sigma_max": 8.0, "sigma_min": 0.05},
+            "sigma 8 to 0.05",
+        ),
+        (
+            {"kind": "vp", "prediction": "epsilon", "schedule": "scaled_linear", "steps": 1000}
+            | {"zero_terminal_snr": False},
+            None,
+            "DDPM's eps, scaled-linear schedule of 1,000 steps",
+        ),
+        (
+            {"kind": "vp", "prediction": "v_prediction", "schedule": "squaredcos_cap_v2", "steps": 500}
+            | {"zero_terminal_snr": True},
+            None,
+            "DDPM's v, cosine schedule of 500 steps to pure noise",
+        ),
+        ({"kind": "flow", "sigma_min": 0.002}, None, "a flow's velocity"),
+        (
+            {"kind": "flow", "sigma_min": 0.002},
+            {"spacing": "trailing", "sigma_max": None, "sigma_min": None},
+            "trailing steps of its teacher's noise",
+        ),
+    ],
+)
+def test_the_noise_of_every_kind_of_model_is_said(denoiser: dict[str, Any], native: Any, says: str) -> None:
+    assert figures.noise_of({"denoiser": denoiser, "native": native}) == says
+
+
+def test_a_run_from_pure_noise_is_shown_with_its_levels() -> None:
+    cell = results._sigma({"sigma_max": None, "sigma_min": 0.5})
+    assert (cell.text, cell.value) == ("∞ to 0.5", 1e9)
+    assert results._sigma({"sigma_max": 157.4, "sigma_min": 0.01}).text == "157 to 0.01"
+    assert results._sigma({}).value is None

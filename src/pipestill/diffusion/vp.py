@@ -46,9 +46,10 @@ class VP(Denoiser):
         self.sigma_min, self.sigma_max = float(sigmas[0]), float(sigmas[-1])
         if math.isinf(self.sigma_max) and prediction == "epsilon":
             raise ValueError("pure noise says nothing of x0 by its eps: zero terminal SNR needs v_prediction")
+        self.sigmas: Tensor
         self.angles: Tensor
-        self._steps = sigmas.double().cpu()
-        self.register_buffer("angles", self._steps.arctan(), persistent=False)
+        self.register_buffer("sigmas", sigmas.double(), persistent=False)
+        self.register_buffer("angles", self.sigmas.arctan(), persistent=False)
         self.prediction, self.time, self.weighting, self.snr_gamma = prediction, time, weighting, snr_gamma
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -76,9 +77,9 @@ class VP(Denoiser):
 
     def training_sigma(self, normal: Tensor) -> Tensor:
         """t uniform over the T steps (Ho et al. 2020, algorithm 1)."""
-        count = len(self._steps)
+        count = len(self.sigmas)
         t = (torch.special.ndtr(normal.double()) * count).long().clamp(max=count - 1)
-        return self._steps.to(normal.device)[t].to(normal.dtype)
+        return self.sigmas[t].to(normal.dtype)
 
     def training_weight(self, sigma: Tensor) -> Tensor:
         """What makes the x0 error that of the prediction: SNR for eps, SNR + 1 for v; or min(SNR, gamma).
@@ -95,14 +96,14 @@ class VP(Denoiser):
 
     def ladder(self, count: int) -> Tensor:
         """`count` of the T steps, evenly spaced, those of infinite noise left out."""
-        t = torch.linspace(0, len(self._steps) - 1, count, dtype=torch.float64).round().long()
-        sigmas = self._steps[t]
+        t = torch.linspace(0, len(self.sigmas) - 1, count, dtype=torch.float64).round().long()
+        sigmas = self.sigmas.cpu()[t]
         return sigmas[sigmas.isfinite()]
 
     def spaced(self, steps: int, spacing: Spacing) -> Tensor:
         """Some of the T steps as Diffusers spaces them, and a final 0. Raises ValueError for more steps than T."""
-        t = spaced_steps(steps, len(self._steps), spacing)
-        return torch.cat([self._steps[t], self._steps.new_zeros(1)])
+        t = spaced_steps(steps, len(self.sigmas), spacing)
+        return torch.cat([self.sigmas.cpu()[t], torch.zeros(1, dtype=torch.float64)])
 
 
 def _signal_and_noise(sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -64,6 +65,7 @@ def model_card(
     return environment.get_template("card.md.jinja").render(
         name=name,
         card=card,
+        noise=figures.noise_of(asdict(card)),
         guided=card.unconditional_branch and card.native is not None,
         labels=list(card.classes[:EXAMPLE_LABELS]),
         licence=licence,

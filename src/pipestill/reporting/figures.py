@@ -20,6 +20,8 @@ SAMPLERS = {
     "euler": "Euler",
     "2m": "DPM-Solver++(2M)",
     "renoise": "renoising",
+    "ddpm": "DDPM, ancestral",
+    "ddim-linear-alpha": "linear-alpha formula",
     "native": "its own steps",
 }
 DASH = "–"
@@ -192,3 +194,19 @@ def leaders(runs: Sequence[tuple[str, Metrics]], key: str) -> dict[str, str]:
         if here and there and here[0] <= there[1]:
             marks[name] = "level"
     return marks
+
+
+def noise_of(card: Mapping[str, Any]) -> str:
+    """The noise levels that a model is sampled at, or was trained for, from its `model.json`."""
+    native, denoiser = card.get("native"), card["denoiser"]
+    levels = denoiser if native is None else native
+    if native is not None and native.get("spacing", "karras") != "karras":
+        return f"{native['spacing']} steps of its teacher's noise"
+    if levels.get("sigma_max") is not None:
+        return f"sigma {levels['sigma_max']:g} to {levels['sigma_min']:g}"
+    if denoiser["kind"] == "flow":
+        return "a flow's velocity"
+    predicted = "eps" if denoiser["prediction"] == "epsilon" else "v"
+    schedule = "cosine" if denoiser["schedule"] == "squaredcos_cap_v2" else denoiser["schedule"].replace("_", "-")
+    ending = " to pure noise" if denoiser["zero_terminal_snr"] else ""
+    return f"DDPM's {predicted}, {schedule} schedule of {denoiser['steps']:,} steps{ending}"

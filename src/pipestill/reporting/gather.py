@@ -91,7 +91,7 @@ def _run(name: str, evaluation: Artifact, sources: Sources, models: Mapping[str,
     metrics = read_json(evaluation, "metrics.json")
     samples = sources.samples[name]
     index, parameters = read_json(samples, "index.json"), samples.manifest.parameters
-    levels = [level for level in index["sigmas"] if level]
+    levels = [level for level in index["sigmas"] if level != 0]  # null is pure noise
     return {
         "name": name,
         "model": index["model"]["name"],
@@ -101,8 +101,8 @@ def _run(name: str, evaluation: Artifact, sources: Sources, models: Mapping[str,
         "guidance": index["guidance"],
         "weights": index["model"]["weights"],
         "tuned": str(parameters.get("sigmas", "")).startswith("tuned/"),
-        "sigma_max": levels[0] if levels else None,
-        "sigma_min": levels[-1] if levels else None,
+        "sigma_max": levels[0],
+        "sigma_min": levels[-1],
         "images_per_seed": index["images_per_seed"],
         "seeds": list(index["seeds"]),
         "metrics": _numbers(metrics),
@@ -130,8 +130,7 @@ def _model(name: str, artifact: Artifact) -> Body:
         "parameters": summary.get("parameters"),
         "steps": native.get("steps"),
         "transition": native.get("transition"),
-        "sigma_max": native.get("sigma_max") or card["denoiser"].get("sigma_max"),
-        "sigma_min": native.get("sigma_min") or card["denoiser"].get("sigma_min"),
+        "noise": figures.noise_of(card),
         "from": inputs["init"].payload if "init" in inputs else None,
         "best_step": summary.get("best_step"),
         "curves": _curves(artifact),

@@ -140,8 +140,10 @@ def _guidance(entry: Run) -> Cell:
 
 
 def _sigma(entry: Run) -> Cell:
-    high, low = entry.get("sigma_max"), entry.get("sigma_min")
-    return Cell(figures.DASH if high is None else f"{high:.3g} to {low:.3g}", "", high)
+    if "sigma_max" not in entry:
+        return Cell(figures.DASH, "", None)
+    high, low = entry["sigma_max"], entry["sigma_min"]
+    return Cell(" to ".join("∞" if level is None else f"{level:.3g}" for level in (high, low)), "", high or 1e9)
 
 
 def _excess(entries: Sequence[Run], space: str) -> Callable[[Run], Cell]:

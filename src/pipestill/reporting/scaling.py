@@ -29,6 +29,7 @@ ADVICE = {
     "other": "figures, condition and start-up of each update: more images a rank",
 }
 NOTABLE = 0.1  # a share of an update from which a phase that is not the network is named
+PREVIEWS = 200  # updates between previews, as an example
 NOISY = 1.25  # rounds that differ by this factor were not measured on a quiet machine
 
 
@@ -68,6 +69,12 @@ def words(rows: Sequence[Row]) -> list[str]:
             said.append(f"On {_ranks(ranks)}, {share:.0%} of an update is {name}: {ADVICE[name]}.")
     network = base.shares["forward"] + base.shares["backward"]
     said.append(f"On {_ranks(ranks)}, {network:.0%} of an update is the network's own forward and backward pass.")
+    most = max(rows, key=lambda row: row["ranks"])
+    shown = most["preview"] / (most["preview"] + PREVIEWS * most["seconds"])
+    said.append(
+        f"A preview of {most['preview_items']} pictures takes {1e3 * most['preview']:.3g} ms on "
+        f"{_ranks(most['ranks'])}: one every {PREVIEWS} updates is {shown:.1%} of the time."
+    )
     noisy = max(row["spread"] for row in rows)
     if noisy > NOISY:
         said.append(f"Rounds of one measurement differ by a factor of {noisy:.2f}: other work ran beside it.")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pipestill.reporting.page import Timings
     from pipestill.reporting.sources import Places, Sources
 
-VERSION = 3
+VERSION = 4
 PAGE = "index.html"
 EXAMPLES = """\
   pipestill report --evaluations artifacts/evaluations --samples artifacts/samples --models artifacts/models \\

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,7 +196,7 @@ def _sample(
         "guidance": run.guidance,
         "sampler": recipe.sampler,
         "steps": recipe.steps,
-        "sigmas": recipe.sigmas.tolist(),
+        "sigmas": [level if math.isfinite(level) else None for level in recipe.sigmas.tolist()],
         "model": {"name": run.model, "payload": source.manifest.payload, "weights": run.weights},
         "classes": list(card.classes),
     }
