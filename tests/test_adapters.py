@@ -239,7 +239,10 @@ def test_ladders_are_finite_and_cover_the_range() -> None:
         assert bool((ladder.diff() > 0).all())
     assert torch.equal(wrap(nn.Identity(), SCHEDULES["linear"]).ladder(1000), training_sigmas(SCHEDULES["linear"]))
     assert len(wrap(nn.Identity(), PURE).ladder(1000)) == 999
-    t = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    for shift in (0.5, 1.0, 3.0):
+        assert float(wrap(nn.Identity(), FlowParams(kind="flow", shift=shift)).ladder(1000)[0]) > 0.002
+    lowest = 0.002 / 3.002
+    t = lowest + (1 - lowest) * (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     shifted = 3 * t / (1 + 2 * t)
     ladder = wrap(nn.Identity(), FlowParams(kind="flow", shift=3.0)).ladder(1000)
     torch.testing.assert_close(ladder / (1 + ladder), shifted)

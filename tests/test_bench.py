@@ -122,9 +122,8 @@ def test_a_slow_loader_is_found(tmp_path: Path, digits: Path, monkeypatch: pytes
 
     monkeypatch.setattr(training._loader, "batch", slow)
     shown = PreviewParams(rows=2, each=1)
-    previews = Previews(denoiser, card, training.ema, shown, folder=tmp_path, tracker=Silent(), world=world)
-    found = measure(training, previews, world, batch=32, updates=2)
-    previews.close()
+    with Previews(denoiser, card, training.ema, shown, folder=tmp_path, tracker=Silent(), world=world) as previews:
+        found = measure(training, previews, world, batch=32, updates=2)
     assert begun == list(range(WARM_UP + ROUNDS * 2 * 2))
     assert 0.03 <= found.phases["data"] < 0.06
     assert found.phases["collectives"] == 0

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch.nn.functional import mse_loss
 
 from commands import here, payload, write_params
-from pipestill import cli
+from pipestill import PixelPipeline, cli
 from pipestill.config import RunParams, load
 from pipestill.data.store import open_dataset
 from pipestill.diffusion.flow import Flow
@@ -32,7 +32,6 @@ from tiny_models import make_model
 NETWORK = {"channels": [8, 16], "layers": 1, "attention": [False, False], "norm_groups": 4}
 PLAIN = {"kind": "vp"}
 PURE = {"kind": "vp", "prediction": "v_prediction", "schedule": "scaled_linear", "zero_terminal_snr": True}
-PURE |= {"weighting": "min_snr"}
 FLOW = {"kind": "flow"}
 KINDS = {"plain": PLAIN, "pure": PURE, "flow": FLOW}
 NATIVE = STUDENT | {"spacing": "trailing", "sigma_max": None, "sigma_min": None, "iterations": 4}
@@ -101,7 +100,7 @@ def test_the_loss_is_ddpms(tmp_path: Path, digits: Path) -> None:
     torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=0)  # float32's abar of small t
 
 
-def test_a_teacher_is_a_pipeline_of_diffusers(teachers: dict[str, Path]) -> None:
+def test_a_teachers_folder_holds_diffusers_scheduler(teachers: dict[str, Path]) -> None:
     for name in ("plain", "pure"):
         scheduler = DDPMScheduler.from_pretrained(teachers[name], subfolder="scheduler")
         wanted = KINDS[name]
@@ -109,8 +108,17 @@ def test_a_teacher_is_a_pipeline_of_diffusers(teachers: dict[str, Path]) -> None
         assert scheduler.config.beta_schedule == wanted.get("schedule", "linear")
         assert scheduler.config.rescale_betas_zero_snr == wanted.get("zero_terminal_snr", False)
         assert not scheduler.config.clip_sample
-        pipe = DDPMPipeline(unet=load_model(teachers[name]).unet, scheduler=scheduler)
-        assert pipe.scheduler.config.num_train_timesteps == 1000
+        assert scheduler.config.timestep_spacing == "trailing"
+        scheduler.set_timesteps(50)
+        model, t = load_model(teachers[name]), scheduler.timesteps[0]
+        assert int(t) == 999
+        noise = latents(0, torch.arange(3), (1, 8, 8))
+        output = model.unet(noise, t.expand(3), class_labels=torch.arange(3)).sample
+        x0 = scheduler.step(output, t, noise).pred_original_sample
+        first = model.denoiser.spaced(50, "trailing")[0].float()
+        x = noise if first.isinf() else noise * (1 + first**2).sqrt()
+        ours = model.denoiser(x, first.expand(3), model.card.condition(torch.arange(3)))
+        torch.testing.assert_close(ours, x0, rtol=1e-3, atol=1e-3 * float(x0.abs().max()))
     assert not (teachers["flow"] / "scheduler").exists()
 
 
@@ -186,6 +194,16 @@ def test_a_student_that_begins_with_pure_noise(
     assert payload(again) == payload(samples)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_teacher_is_sampled_by_the_pipeline_of_its_folder(teachers: dict[str, Path], kind: str) -> None:
+    pipeline = PixelPipeline.from_pretrained(teachers[kind])
+    pipeline.set_progress_bar_config(disable=True)
+    made = pipeline([0, 1, 2], num_inference_steps=4, output_type="uint8").images
+    assert made.shape == (3, 8, 8, 1)
+    ancestral = pipeline([0, 1, 2], 4, sampler="ddpm", spacing="trailing", output_type="uint8").images
+    assert not np.array_equal(ancestral, made)
+
+
 def test_flow_trains_and_validates(teachers: dict[str, Path]) -> None:
     model = load_model(teachers["flow"])
     assert isinstance(model.denoiser, Flow)
@@ -218,6 +236,8 @@ def test_what_does_not_fit_is_one_line(
         (teachers["pure"], {}, "begins with pure noise"),
         (teachers["flow"], {"spacing": "leading"}, "steps are trailing ones"),
         (teachers["plain"], {"spacing": "trailing", "steps": 1001}, "1001 steps of a schedule of 1000"),
+        (teachers["plain"], {"sigma_max": 200.0}, "the schedule of model plain reaches from 0.01 to 157.4"),
+        (teachers["plain"], {"sampler": "ddim-linear-alpha", "sigma_max": 20.0}, "leave sigma_max and sigma_min out"),
     ):
         runs = {"sampling.runs": {"run": run | changes}, "reference.floor.counts": [20]}
         words = ["sample", "--name", "run", "--model", model, "--output", tmp_path / "out"]

@@ -368,6 +368,23 @@ def test_evaluations_are_the_network_calls_an_image(name: str, steps: int, weigh
     assert int(calls) == 6 * evaluations(name, steps) * branches(weight)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 10])
+@pytest.mark.parametrize("name", [*SAMPLERS, "heun-churn"])
+def test_evaluations_from_pure_noise(name: str, steps: int) -> None:
+    calls: list[float] = []
+
+    def counting(x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        calls.append(float(sigma[0]))
+        return torch.zeros_like(x)
+
+    sampler = StochasticHeun() if name == "heun-churn" else SAMPLERS[name]
+    sigmas = torch.cat([torch.tensor([math.inf]), 0.5 ** torch.arange(steps - 1), torch.zeros(1)]).double()
+    out = sampler(counting, start(1.0), sigmas, NOTHING, lambda step: start(1.0))
+    assert len(calls) == evaluations(name, steps, pure=True)
+    assert math.isinf(calls[0])
+    assert bool(out.isfinite().all())
+
+
 def _by_class(x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
     """A denoiser that answers with its class; 3 is 'no class'."""
     assert isinstance(condition, ClassCondition)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -40,9 +41,8 @@ with distributed.world(device="cpu") as whole:
     for size in SIZES:
         group = dist.new_group(range(size), backend="gloo")
         if whole.rank < size:
-            made = previews(model, folder / str(size), World(whole.rank, size, whole.device, group), bad=bad)
-            made.make(20, 10)
-            made.close()
+            with previews(model, folder / str(size), World(whole.rank, size, whole.device, group), bad=bad) as made:
+                made.make(20, 10)
 """
 
 
@@ -138,16 +138,15 @@ def test_more_ranks_than_items_leaves_ranks_without_work(tmp_path: Path, model: 
 def test_items_are_the_same_each_time_and_rows_are_the_classes_asked_for(tmp_path: Path, model: Path) -> None:
     alone = World(0, 1, torch.device("cpu"))
     made = previews(model, tmp_path, alone, classes=(CLASSES[2], CLASSES[0]), each=3)
-    made.make(5, 0)
-    made.make(6, 1)
-    made.close()
+    with made:
+        made.make(5, 0)
+        made.make(6, 1)
     first, second = (sorted((tmp_path / f"step-{step:08d}").iterdir()) for step in (5, 6))
     assert [path.name for path in first] == [f"epoch_0000_rank_0_sample_{item:02d}.png" for item in range(6)]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     again = previews(model, tmp_path / "other", alone, classes=(CLASSES[0],), each=3)
     assert torch.equal(made._labels, torch.tensor([2, 2, 2, 0, 0, 0]))
     assert torch.equal(again._labels, torch.tensor([0, 0, 0]))
-    again.close()
     with pytest.raises(InputError, match=r"operation.preview.classes: there is no 'nowt'; did you mean 'nought'\?"):
         previews(model, tmp_path, alone, classes=("nowt",))
 
@@ -179,13 +178,36 @@ def test_everything_is_put_back_whatever_happens(
 
     monkeypatch.setattr(preview, "sample_items", fails)
     random = torch.get_rng_state()
-    made.make(4, 0)
-    made.close()
+    with made:
+        made.make(4, 0)
     assert capsys.readouterr().err.count("failed (MemoryError: no room): the others go on") == ITEMS
     assert not list(tmp_path.iterdir())
     assert network.training
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+
+
+def test_items_that_fail_together_may_do_alone(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where a batch has no room: what a failure held is let go before the items are tried one by one."""
+    held: list[weakref.ref[torch.Tensor]] = []
+    whole = preview.sample_items
+
+    def narrow(*words: object, items: torch.Tensor, **named: object) -> torch.Tensor:
+        if len(items) > 1:
+            big = torch.zeros(1000)
+            held.append(weakref.ref(big))
+            raise MemoryError("no room")
+        assert held[0]() is None
+        return whole(*words, items=items, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(preview, "sample_items", narrow)
+    with previews(model, tmp_path, World(0, 1, torch.device("cpu"))) as made:
+        made.make(4, 0)
+    assert len(held) == 1
+    assert len(list(tmp_path.glob("step-00000004/*.png"))) == ITEMS
+    assert "failed" not in capsys.readouterr().err
 
 
 # --- files that cannot be written
@@ -200,12 +222,24 @@ def test_pictures_that_cannot_be_written_are_named_once(tmp_path: Path, capsys: 
     writer = PictureWriter()
     wanted = {tmp_path / "file" / "a.png": picture(), tmp_path / "b.png": picture(), tmp_path / "file/c.png": picture()}
     assert writer.put("preview after update 3", wanted)
-    writer.close()
+    writer.close(60.0)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("preview after update 3: ")
     assert f"{tmp_path}/file" in line
     assert line.endswith("; nor could 1 others; the training goes on")
     assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png")), picture())
+
+
+def test_a_file_system_that_is_too_slow_gets_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = tmp_path / f".a.png.{os.getpid()}.partial"
+    os.mkfifo(pipe)
+    writer = PictureWriter(patience=1000.0)
+    taken = [writer.put(f"preview {number}", {tmp_path / "a.png": picture()}) for number in range(8)]
+    assert taken.count(True) in (4, 5), "the thread may have begun with one"
+    assert "preview 7: not written, for the file system is too slow: 4 others wait" in capsys.readouterr().err
+    writer.close(0.0)  # waits for nobody
+    with pipe.open("rb") as reader:
+        reader.read()
 
 
 FULL = """
@@ -216,7 +250,7 @@ from test_preview import picture
 from pipestill.sampling.background import PictureWriter
 writer = PictureWriter()
 writer.put("preview after update 9", {{Path("full") / f"{{number}}.png": picture() for number in range(4)}})
-writer.close()
+writer.close(60.0)
 """
 
 
@@ -245,9 +279,9 @@ def test_a_training_goes_on_while_a_file_system_hangs_and_gives_the_same_weights
     """Opening a pipe that nobody reads hangs as a file system does whose server is gone."""
     runs = tmp_path / "runs"
     training = {"teachers.teacher.training": {"iterations": 6, "batch": 16, "validate_every": 0}}
-    operation = {"preview": {"every": 2, "rows": 2, "each": 2, "patience": 0.01}, "log_every": 1}
+    shown = {"every": 2, "rows": 2, "each": 2}
     here(*arguments(tmp_path, digits, "plain", **training), runs=tmp_path / "other")
-    here(*arguments(tmp_path, digits, "m", operation=operation, **training), runs=runs)
+    here(*arguments(tmp_path, digits, "m", operation={"preview": shown}, **training), runs=runs)
     (work,) = (runs / "train").iterdir()
     made = {path.relative_to(work) for path in work.rglob("*.png")}
     steps = ("step-00000002", "step-00000004", "step-00000006")
@@ -259,6 +293,7 @@ def test_a_training_goes_on_while_a_file_system_hangs_and_gives_the_same_weights
         path.unlink()
     os.mkfifo(pipe)
     capsys.readouterr()
+    operation = {"preview": shown | {"patience": 0.01}}
     here(*arguments(tmp_path, digits, "again", operation=operation, **training), runs=runs)
     said = capsys.readouterr().err
     hung = pipe.with_name("epoch_0000_rank_0_sample_01.png")

@@ -56,6 +56,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, digits_reference: Path) ->
     return make_model(tmp_path_factory.mktemp("models") / "teacher", classes=classes).path
 
 
+RANGE = (0.002, 80.0)  # of the teacher
+
+
 def alone() -> World:
     return World(0, 1, torch.device("cpu"))
 
@@ -64,7 +67,7 @@ def alone() -> World:
 
 
 def test_every_solver_tries_every_range_those_of_one_sigma_max_together() -> None:
-    wanted = candidates(tune_params())
+    wanted = candidates(tune_params(), *RANGE)
     assert len(wanted) == len(set(wanted)) == 2 * 2 * 2
     assert [candidate.sigma_max for candidate in wanted] == [20.0] * 4 + [8.0] * 4
     assert {(candidate.sampler, candidate.sigma_max, candidate.sigma_min) for candidate in wanted} == {
@@ -73,12 +76,19 @@ def test_every_solver_tries_every_range_those_of_one_sigma_max_together() -> Non
 
 
 def test_one_step_has_no_sigma_min_to_choose() -> None:
-    wanted = candidates(tune_params(solvers=[{"sampler": "heun", "steps": 1}]))
+    wanted = candidates(tune_params(solvers=[{"sampler": "heun", "steps": 1}]), *RANGE)
     assert [(candidate.sigma_max, candidate.sigma_min) for candidate in wanted] == [(20.0, 0.05), (8.0, 0.05)]
 
 
+def test_noise_levels_beyond_the_models_become_its_own() -> None:
+    wanted = candidates(tune_params(sigma_max=[80.0, 20.0, 8.0], sigma_min=[0.002, 0.05, 0.15]), 0.1, 14.6)
+    assert {(candidate.sigma_max, candidate.sigma_min) for candidate in wanted} == {
+        (high, low) for high in (14.6, 8.0) for low in (0.1, 0.15)
+    }
+
+
 def test_a_range_the_wrong_way_round_is_left_out() -> None:
-    wanted = candidates(tune_params(sigma_max=[8.0, 0.1]))
+    wanted = candidates(tune_params(sigma_max=[8.0, 0.1]), *RANGE)
     assert {(candidate.sigma_max, candidate.sigma_min) for candidate in wanted} == {
         (8.0, 0.05),
         (8.0, 0.15),
@@ -129,7 +139,7 @@ def flattened(images: Tensor) -> Tensor:
 def test_a_distance_is_that_of_the_candidates_own_samples(tmp_path: Path, teacher: Path) -> None:
     """Sharing the first evaluation changes no bit: against each candidate sampled by itself."""
     params = tune_params(solvers=[{"sampler": name, "steps": 3} for name in ("euler", "heun", "2m", "renoise")])
-    model, wanted = load_model(teacher), candidates(params)
+    model, wanted = load_model(teacher), candidates(params, *RANGE)
     target = Moments.of(torch.rand(40, 16, generator=torch.Generator().manual_seed(0)))
     calls = torch.zeros(())
 
@@ -164,7 +174,7 @@ def test_a_distance_is_that_of_the_candidates_own_samples(tmp_path: Path, teache
 
 def test_what_is_measured_is_not_measured_again(tmp_path: Path, teacher: Path) -> None:
     params = tune_params()
-    model, wanted = load_model(teacher), candidates(params)
+    model, wanted = load_model(teacher), candidates(params, *RANGE)
     target = Moments.of(torch.rand(40, 16, generator=torch.Generator().manual_seed(0)))
 
     def measure(state: Path, denoise: Any, world: World) -> dict[Candidate, float]:

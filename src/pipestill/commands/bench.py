@@ -98,7 +98,7 @@ def _measure(options: argparse.Namespace, params: Params, teacher: TeacherParams
     with distributed.world(device=operation.device, threads=training.threads, timeout=operation.timeout) as world:
         data = open_dataset(options.dataset)
         trained, denoiser, card = prepared(teacher, data, world, operation.cache)
-        previews = Previews(
+        with Previews(
             denoiser,
             card,
             trained.ema,
@@ -106,9 +106,8 @@ def _measure(options: argparse.Namespace, params: Params, teacher: TeacherParams
             folder=options.output / "previews",
             tracker=Silent(),
             world=world,
-        )
-        found = measure(trained, previews, world, batch=training.batch, updates=options.updates)
-        previews.close()
+        ) as previews:
+            found = measure(trained, previews, world, batch=training.batch, updates=options.updates)
         if world.leader:
             facts = {"parameters": parameter_count(denoiser.network), "device": _device(world.device.type)}
             body = asdict(found) | {"images_per_second": found.images_per_second} | facts

@@ -7,7 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
-from pipestill.config.fields import Rate, Section, Sigma
+from pipestill.config.fields import Section, Sigma
+
+BetaOfSchedule = Annotated[float, Field(gt=0, lt=1)]
 
 
 class EdmParams(Section):
@@ -30,8 +32,8 @@ class VpParams(Section):
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
     schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear"  # the last is the cosine one
     steps: Annotated[int, Field(ge=2)] = 1000
-    beta_start: Rate = 1e-4  # of the linear schedules
-    beta_end: Rate = 0.02
+    beta_start: BetaOfSchedule = 1e-4  # of the linear schedules
+    beta_end: BetaOfSchedule = 0.02
     zero_terminal_snr: bool = False  # the last step is pure noise (Lin et al. 2023); needs v_prediction
     time: Literal["fractional", "snapped"] = "fractional"  # which t a noise level between two steps has
     weighting: Literal["prediction", "min_snr"] = "prediction"  # the plain error of the prediction, or Min-SNR
@@ -41,6 +43,8 @@ class VpParams(Section):
     def _noise_says_something(self) -> Self:
         if self.zero_terminal_snr and self.prediction == "epsilon":
             raise ValueError("zero_terminal_snr needs prediction=v_prediction: the eps of pure noise says nothing")
+        if self.zero_terminal_snr and self.weighting == "min_snr":
+            raise ValueError("weighting=min_snr gives pure noise no weight: with zero_terminal_snr use prediction")
         if self.beta_start > self.beta_end:
             raise ValueError(f"beta_start={self.beta_start} lies above beta_end={self.beta_end}")
         return self
@@ -58,8 +62,8 @@ class FlowParams(Section):
 
 
 def _kind(given: Any) -> str:
-    """Which adapter a section describes: Denoiser where it does not say."""
-    return str(given.get("kind", "edm") if isinstance(given, Mapping) else given.kind)
+    """Which adapter a section describes: EDM where it does not say."""
+    return str(given.get("kind", "edm") if isinstance(given, Mapping) else getattr(given, "kind", given))
 
 
 # The adapter between network and sampler coordinates (design: x = x0 + sigma * eps).

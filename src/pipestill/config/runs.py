@@ -74,6 +74,8 @@ class RunParams(Section):
             )
         if self.sampler in ("native", "ddim-linear-alpha") and self.spacing != "karras":
             raise ValueError(f"sampler={self.sampler} has noise levels of its own: leave spacing out")
+        if self.sampler == "ddim-linear-alpha" and (self.sigma_max or self.sigma_min):
+            raise ValueError("sampler=ddim-linear-alpha has noise levels of its own: leave sigma_max and sigma_min out")
         if (self.sampler == "heun-churn") != (self.churn is not None):
             raise ValueError("sampler=heun-churn and churn belong together")
         return self

@@ -29,9 +29,9 @@ class DistributionMatchingParams(Section):
     """The distribution-matching gradient of DMD2 and the noise levels at which it is taken."""
 
     weight: Weight = 1.0
-    sigma_min: Sigma = 0.002  # clip of the noise levels drawn from the Karras ladder
+    sigma_min: Sigma = 0.002  # clip of the noise levels drawn from the ladder
     sigma_max: Sigma = 80.0
-    ladder: Positive = 1000  # number of Karras sigmas between the denoiser's sigma_min and sigma_max
+    ladder: Positive = 1000  # number of noise levels over the denoiser's range: Karras's of edm, steps of vp and flow
     trim: Fraction = 0.02  # share of the ladder left out at both ends (published: 20 to 980 of 1000)
     guidance: Weight = 1.0  # of the teacher's prediction
 

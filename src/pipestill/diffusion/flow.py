@@ -61,8 +61,9 @@ class Flow(Denoiser):
         return self.training_weight(sigma)
 
     def ladder(self, count: int) -> Tensor:
-        """The middles of `count` equal parts of t in [0, 1], shifted."""
-        t = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+        """The middles of `count` equal parts of t, shifted, from sigma_min to pure noise."""
+        lowest = self.sigma_min / (self.shift + self.sigma_min)
+        t = lowest + (1 - lowest) * (torch.arange(count, dtype=torch.float64) + 0.5) / count
         return self.shift * t / (1 - t)
 
     def spaced(self, steps: int, spacing: Spacing) -> Tensor:

@@ -164,6 +164,11 @@ def dpm_solver_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, condition: Condit
 SAMPLERS: dict[str, Sample] = {"euler": euler, "heun": heun, "2m": dpm_solver_2m, "renoise": renoise, "ddpm": ancestral}
 
 
-def evaluations(sampler: str, steps: int) -> int:
-    """Network calls an image that a sampler spends on `steps` steps, one guidance branch."""
-    return 2 * steps - 1 if sampler in ("heun", "heun-churn") else steps
+def evaluations(sampler: str, steps: int, *, pure: bool = False) -> int:
+    """Network calls an image that a sampler spends on `steps` steps, one guidance branch.
+
+    Heun's method takes two a step but the last, and but the first where that starts from pure noise.
+    """
+    if sampler not in ("heun", "heun-churn"):
+        return steps
+    return 2 * steps - 1 - (pure and steps > 1)

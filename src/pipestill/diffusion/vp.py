@@ -46,10 +46,8 @@ class VP(Denoiser):
         self.sigma_min, self.sigma_max = float(sigmas[0]), float(sigmas[-1])
         if math.isinf(self.sigma_max) and prediction == "epsilon":
             raise ValueError("pure noise says nothing of x0 by its eps: zero terminal SNR needs v_prediction")
-        self.sigmas: Tensor
-        self.angles: Tensor
-        self.register_buffer("sigmas", sigmas.double(), persistent=False)
-        self.register_buffer("angles", self.sigmas.arctan(), persistent=False)
+        self._sigmas = sigmas.double().cpu()
+        self._tables: dict[torch.device, Tensor] = {}
         self.prediction, self.time, self.weighting, self.snr_gamma = prediction, time, weighting, snr_gamma
 
     def forward(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -69,17 +67,17 @@ class VP(Denoiser):
 
     def step_of(self, sigma: Tensor) -> Tensor:
         """t in [0, T-1] of noise levels [N], float32, fractional or whole as `time` says."""
-        angle = sigma.double().arctan()
-        above = torch.searchsorted(self.angles, angle).clamp(1, len(self.angles) - 1)
-        low, high = self.angles[above - 1], self.angles[above]
+        angle, angles = sigma.double().arctan(), self._table(sigma.device).arctan()
+        above = torch.searchsorted(angles, angle).clamp(1, len(angles) - 1)
+        low, high = angles[above - 1], angles[above]
         t = above - 1 + ((angle - low) / (high - low)).clamp(0, 1)
         return (t.round() if self.time == "snapped" else t).float()
 
     def training_sigma(self, normal: Tensor) -> Tensor:
         """t uniform over the T steps (Ho et al. 2020, algorithm 1)."""
-        count = len(self.sigmas)
+        count = len(self._sigmas)
         t = (torch.special.ndtr(normal.double()) * count).long().clamp(max=count - 1)
-        return self.sigmas[t].to(normal.dtype)
+        return self._table(normal.device)[t].to(normal.dtype)
 
     def training_weight(self, sigma: Tensor) -> Tensor:
         """What makes the x0 error that of the prediction: SNR for eps, SNR + 1 for v; or min(SNR, gamma).
@@ -96,14 +94,20 @@ class VP(Denoiser):
 
     def ladder(self, count: int) -> Tensor:
         """`count` of the T steps, evenly spaced, those of infinite noise left out."""
-        t = torch.linspace(0, len(self.sigmas) - 1, count, dtype=torch.float64).round().long()
-        sigmas = self.sigmas.cpu()[t]
+        t = torch.linspace(0, len(self._sigmas) - 1, count, dtype=torch.float64).round().long()
+        sigmas = self._sigmas[t]
         return sigmas[sigmas.isfinite()]
 
     def spaced(self, steps: int, spacing: Spacing) -> Tensor:
         """Some of the T steps as Diffusers spaces them, and a final 0. Raises ValueError for more steps than T."""
-        t = spaced_steps(steps, len(self.sigmas), spacing)
-        return torch.cat([self.sigmas.cpu()[t], torch.zeros(1, dtype=torch.float64)])
+        t = spaced_steps(steps, len(self._sigmas), spacing)
+        return torch.cat([self._sigmas[t], self._sigmas.new_zeros(1)])
+
+    def _table(self, device: torch.device) -> Tensor:
+        """The schedule's noise levels on a device. No buffer: DDP would send it round in every forward pass."""
+        if device not in self._tables:
+            self._tables[device] = self._sigmas.to(device)
+        return self._tables[device]
 
 
 def _signal_and_noise(sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from pipestill.diffusion.schedules import vp_sigmas
 
 
 def ddpm_scheduler(params: VpParams) -> DDPMScheduler:
-    """Diffusers' scheduler with these parameters: `DDPMPipeline` and others sample a model with it."""
+    """Diffusers' scheduler with these parameters, from the last step on (Lin et al. 2023, section 3.3)."""
     return DDPMScheduler(
         num_train_timesteps=params.steps,
         beta_schedule=params.schedule,
@@ -19,6 +19,7 @@ def ddpm_scheduler(params: VpParams) -> DDPMScheduler:
         prediction_type=params.prediction,
         rescale_betas_zero_snr=params.zero_terminal_snr,
         clip_sample=False,
+        timestep_spacing="trailing",
     )
 
 

@@ -18,6 +18,7 @@ from pipestill.errors import SurroundingsError
 from pipestill.progress import say
 from pipestill.sampling.pictures import save_png
 
+WAITING = 4  # sets of pictures that may wait to be written
 Pictures = Mapping[Path, NDArray[np.uint8]]  # uint8 [H, W, 1 or 3] by file
 
 
@@ -40,13 +41,17 @@ class PictureWriter:
         if self._hung():
             say(f"{what}: not written, for the file system still hangs")
             return False
+        if self._queue.qsize() >= WAITING:
+            say(f"{what}: not written, for the file system is too slow: {WAITING} others wait")
+            return False
         self._queue.put((what, pictures))
         return True
 
-    def close(self) -> None:
-        """Waits for what was put, as long as files are written; a thread that hangs is left behind."""
+    def close(self, seconds: float) -> None:
+        """Waits so long for what was put; a thread that takes longer, or hangs, is left behind."""
         self._queue.put(None)
-        while self._thread.is_alive() and not self._hung():
+        limit = time.monotonic() + seconds
+        while self._thread.is_alive() and time.monotonic() < limit and not self._hung():
             self._thread.join(0.05)
 
     def _hung(self) -> bool:

@@ -6,6 +6,7 @@ It samples as `pipestill sample` does, block by block, so that the pictures are 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -78,7 +79,8 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         generator: torch.Generator | int = 0,
         *,
         num_images: int | None = None,
-        sampler: Literal["native", "euler", "heun", "2m", "renoise"] | None = None,
+        sampler: Literal["native", "euler", "heun", "2m", "renoise", "ddpm"] | None = None,
+        spacing: Literal["karras", "trailing", "leading", "linspace"] | None = None,
         output_type: Literal["pil", "np", "pt", "uint8"] = "pil",
         micro_batch: int = 64,
         precision: Literal["fp32", "bf16"] = "fp32",
@@ -86,8 +88,10 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Samples one image for each class label (by index or name), or `num_images` of all classes in turn.
 
         `generator` gives the seed, a generator its initial one: pictures belong to (seed, place), so that no generator
-        is advanced. `guidance_scale` w means uncond + w·(cond - uncond), 1 none. `output_type`: `pil`; `np` float32
-        [N, H, W, C] and `pt` [N, C, H, W] in [0, 1]; `uint8` as stored by `pipestill sample`, [N, H, W, C].
+        is advanced. A teacher is sampled by Heun's method unless `sampler` and `spacing` (as runs have them) say
+        otherwise, from pure noise where it was trained for that. `guidance_scale` w means
+        uncond + w·(cond - uncond), 1 none. `output_type`: `pil`; `np` float32 [N, H, W, C] and `pt` [N, C, H, W] in
+        [0, 1]; `uint8` as stored by `pipestill sample`, [N, H, W, C].
 
         Raises InputError: an unknown class, steps other than a student's own, guidance without an unconditional branch.
         """
@@ -97,18 +101,21 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         labels = self._labels(class_labels, num_images, card)
         chosen = sampler or ("native" if card.native is not None else "heun")
         steps = num_inference_steps or (None if chosen == "native" else TEACHERS_STEPS)
+        denoiser = wrap(self.unet, denoiser_params(card.denoiser), torch.bfloat16 if precision == "bf16" else None)
+        own: Literal["trailing", "karras"] = "karras"
+        if math.isinf(denoiser.sigma_max) and chosen != "native":
+            own = "trailing"
         unlabelled = not card.classes or bool((labels == UNCONDITIONAL).all())
         run = RunParams(
             model="model",
             sigmas="models/model",
             sampler=chosen,
             steps=steps,
+            spacing=spacing or own,
             guidance=guidance_scale,
             plan="none" if unlabelled else "balanced",
         )
         recipe = settle(run, card)
-        autocast = torch.bfloat16 if precision == "bf16" else None
-        denoiser = wrap(self.unet, denoiser_params(card.denoiser), autocast)
         seed = generator.initial_seed() if isinstance(generator, torch.Generator) else generator
         made = []
         with self.progress_bar(total=len(labels)) as bar:

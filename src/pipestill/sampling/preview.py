@@ -7,6 +7,8 @@ random state are afterwards what they were. It may touch the training's folder o
 from __future__ import annotations
 
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from pipestill.training.tracking import Tracker
 
 HEUN_STEPS = 18  # of a teacher, which has no schedule of its own
 FINITE_START = 80.0  # where Heun starts for a teacher that begins with pure noise
+BATCH = 16  # items that a rank samples together
 GRID_SIDE = 256  # a picture is made smaller than this, by a whole factor, for the grid
 
 Picture = NDArray[np.uint8]  # [H, W, 1 or 3]
@@ -93,27 +96,37 @@ class Previews:
         self._writer.put(what, {self._folder / f"{folder.name}.png": whole})
         self._tracker.image(step, "samples", whole)
 
-    def close(self) -> None:
-        """Waits until pictures are written; a file system that hangs is not waited for."""
-        self._writer.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Waits for pictures that are being written, `params.patience` seconds at most, and not after an error."""
+        self._writer.close(self._params.patience if kind is None else 0.0)
 
     def _sampled(self, what: str) -> dict[int, Picture]:
-        """This rank's items, by number: together, and one by one where that fails, those that fail left out."""
-        if not self._own:
-            return {}
+        """This rank's items, by number; those that fail are named and left out."""
+        found: dict[int, Picture] = {}
         devices = [self._world.device] if self._world.device.type == "cuda" else []
-        with averaged(self._denoiser.network, self._ema), torch.random.fork_rng(devices):
-            try:
-                return self._pictures(list(self._own))
-            except Exception:  # whatever it is, it shows once more in the item that it comes from
-                found: dict[int, Picture] = {}
-                for item in self._own:
-                    try:
-                        found |= self._pictures([item])
-                    except Exception as error:
-                        reason = " ".join(f"{type(error).__name__}: {error}".split())
-                        say(f"{what}: item {item} failed ({reason}): the others go on")
-                return found
+        try:
+            with averaged(self._denoiser.network, self._ema), torch.random.fork_rng(devices):
+                for first in range(self._own.start, self._own.stop, BATCH):
+                    found |= self._made(list(range(first, min(first + BATCH, self._own.stop))), what)
+        except Exception as error:  # no room for the averaged weights
+            say(f"{what} failed ({_words(error)}): the training goes on")
+        return found
+
+    def _made(self, items: list[int], what: str) -> dict[int, Picture]:
+        """Some items together, or one by one where that fails, with the memory that the failure held let go."""
+        try:
+            return self._pictures(items)
+        except Exception as error:
+            reason = _words(error)
+        if len(items) == 1:
+            say(f"{what}: item {items[0]} failed ({reason}): the others go on")
+            return {}
+        return {item: picture for one in items for item, picture in self._made([one], what).items()}
 
     @torch.no_grad()
     def _pictures(self, items: list[int]) -> dict[int, Picture]:
@@ -146,6 +159,10 @@ def _rows(card: ModelCard, params: PreviewParams) -> list[int]:
 
 def _teachers_sigmas(denoiser: Denoiser) -> Tensor:
     return karras(HEUN_STEPS, denoiser.sigma_min, min(denoiser.sigma_max, FINITE_START))
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _small(picture: Picture) -> Picture:

@@ -44,7 +44,8 @@ class Recipe:
     @property
     def evaluations(self) -> int:
         """Network calls an image, both guidance branches counted."""
-        return samplers.evaluations(self.sampler, self.steps) * branches(self.guidance)
+        pure = math.isinf(float(self.sigmas[0]))
+        return samplers.evaluations(self.sampler, self.steps, pure=pure) * branches(self.guidance)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -174,6 +175,13 @@ def _range(run: RunParams, adapter: Denoiser, tuned: Mapping[str, Any] | None) -
                 f"rho={run.rho}, but sigmas={run.sigmas} was tuned with rho={entry['rho']}: make them agree"
             )
         sigma_max, sigma_min = entry["sigma_max"], entry["sigma_min"]
+    for field in ("sigma_max", "sigma_min"):
+        given = getattr(run, field)
+        if given is not None and isinstance(adapter, VP) and not adapter.sigma_min <= given <= adapter.sigma_max:
+            raise InputError(
+                f"{field}={given}, but the schedule of model {run.model} reaches from {adapter.sigma_min:.3g} to "
+                f"{adapter.sigma_max:.4g}: stay within"
+            )
     return run.sigma_max or sigma_max, run.sigma_min or sigma_min
 
 

@@ -50,12 +50,14 @@ class Candidate:
         return f"{self.solver}-{self.sigma_max!r}-{self.sigma_min!r}"
 
 
-def candidates(params: TuneParams) -> list[Candidate]:
+def candidates(params: TuneParams, lowest: float, highest: float) -> list[Candidate]:
     """Every candidate, those of one sigma_max together; one step has no sigma_min to choose.
 
-    Raises InputError where no range is left.
+    Noise levels beyond the model's, `lowest` to `highest`, become these. Raises InputError where no range is left.
     """
-    ranges = [(high, low) for high in params.sigma_max for low in params.sigma_min if low < high]
+    highs = dict.fromkeys(min(high, highest) for high in params.sigma_max)
+    lows = dict.fromkeys(max(low, lowest) for low in params.sigma_min)
+    ranges = [(high, low) for high in highs for low in lows if low < high]
     if not ranges:
         raise InputError(f"sigma_max={list(params.sigma_max)} and sigma_min={list(params.sigma_min)} make no range")
     named: dict[tuple[str, float, float | None], Candidate] = {}

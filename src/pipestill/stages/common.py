@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,21 +157,21 @@ def run_training(
         following.describe(work, name, training.updates, card, denoiser.network)
         say(f"follow it with: pipestill evaluate --watch {work.output} (its states: {work.folder})")
     follow = open_trackers(operation.trackers, work.folder, name, work.parameters) if world.leader else Silent()
-    preview = None
-    if operation.preview.every:
-        folder = work.folder / "previews"
-        preview = Previews(denoiser, card, training.ema, operation.preview, folder=folder, tracker=follow, world=world)
     try:
-        return run(
-            training,
-            work=work,
-            world=world,
-            operation=operation,
-            label=f"{work.stage} {name}",
-            tracker=follow,
-            preview=preview,
-        )
+        with ExitStack() as stack:
+            preview = None
+            if operation.preview.every:
+                folder, params = work.folder / "previews", operation.preview
+                made = Previews(denoiser, card, training.ema, params, folder=folder, tracker=follow, world=world)
+                preview = stack.enter_context(made)
+            return run(
+                training,
+                work=work,
+                world=world,
+                operation=operation,
+                label=f"{work.stage} {name}",
+                tracker=follow,
+                preview=preview,
+            )
     finally:
-        if preview is not None:
-            preview.close()
         follow.close()

@@ -79,9 +79,9 @@ def tune(
         from pipestill.sampling.place import place
         from pipestill.sampling.tuning import as_csv, candidates, choose, measure_all
 
-        wanted = candidates(params)
         against = open_reference(reference)
         loaded = load_model(model)
+        wanted = candidates(params, loaded.denoiser.sigma_min, loaded.denoiser.sigma_max)
         _check_fit(loaded.card, against, model, reference)
         say(f"{name}: {len(wanted)} candidates of {params.images} images, by {params.extractor}")
         distances = measure_all(

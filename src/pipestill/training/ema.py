@@ -46,14 +46,14 @@ class Ema:
     @torch.no_grad()
     def drift(self, world: World, *, mend: bool) -> float:
         """The largest difference between any rank's average and the leader's; where `mend`, all take the leader's."""
-        furthest = 0.0
+        furthest = torch.zeros((), dtype=torch.float64, device=next(iter(self.tensors.values())).device)
         for tensor in self.tensors.values():
             theirs = world.from_leader(tensor.clone())
-            if tensor.numel():
-                furthest = max(furthest, float((tensor.double() - theirs.double()).abs().max()))
+            if tensor.numel():  # torch's maximum keeps a NaN, Python's loses it
+                furthest = torch.maximum(furthest, (tensor.double() - theirs.double()).abs().max())
             if mend:
                 tensor.copy_(theirs)
-        return max(world.gather(furthest))
+        return float(torch.tensor(world.gather(float(furthest))).max())
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         for name, tensor in self.tensors.items():

@@ -86,7 +86,7 @@ def run(
             return
         drift = training.ema.drift(world, mend=mend)
         tracker.log(step, {"ema_drift": drift})
-        if drift > 0 and world.leader:
+        if drift != 0 and world.leader:
             done = "all take the first rank's" if mend else "the first rank's is saved, ema.sync_every makes them equal"
             say(f"after update {step} the ranks' averages differ by up to {drift:.3g}: {done}")
 
