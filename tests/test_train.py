@@ -97,7 +97,7 @@ def test_a_deadline_stops_and_resumes(
     assert payload(tmp_path / "m") == uninterrupted[1]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0])
 def test_a_killed_rank_ends_the_others_within_ten_seconds(tmp_path: Path, digits: Path, victim: int) -> None:
     long = TINY["teachers.teacher.training"] | {"iterations": 100_000}
     runs = tmp_path / "runs"

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -130,10 +131,11 @@ def read(path: Path, kind: str) -> Artifact:
     if not path.exists():
         raise InputError(f"{path} does not exist: a {kind} artefact was expected there")
     manifest_path = path / MANIFEST
-    if not manifest_path.is_file():
-        raise InputError(f"{path} is no artefact (it has no {MANIFEST}): a {kind} artefact was expected there")
     try:
         manifest = Manifest.from_json(manifest_path.read_text())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        message = f"{path} is no artefact (it has no {MANIFEST}): a {kind} artefact was expected there"
+        raise InputError(message) from error
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{manifest_path} cannot be read ({error}): rebuild the artefact") from error
     if manifest.kind != kind:
@@ -141,21 +143,33 @@ def read(path: Path, kind: str) -> Artifact:
     if manifest.schema != SCHEMA:
         raise InputError(f"{path} has manifest schema {manifest.schema}, this version reads {SCHEMA}: rebuild it")
     for name, entry in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            raise InputError(f"{file} is missing: {path} is not whole, rebuild it or pull it again")
-        if file.stat().st_size != entry.size:
-            raise InputError(f"{file} has {file.stat().st_size} bytes, {entry.size} were written: rebuild {path}")
+        size = _size(path, path / name)
+        if size != entry.size:
+            raise InputError(f"{path / name} has {size} bytes, {entry.size} were written: rebuild {path}")
     for name in manifest.views:
-        if not (path / name).is_file():
-            raise InputError(f"{path / name} is missing: {path} is not whole, rebuild it or pull it again")
+        _size(path, path / name)
     return Artifact(path, manifest)
+
+
+def _size(path: Path, file: Path) -> int:
+    """The size of an artefact's file, looked at once: it may be replaced meanwhile. Raises InputError for none."""
+    try:
+        found = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
+        raise InputError(f"{file} is missing: {path} is not whole, rebuild it or pull it again")
+    return found.st_size
 
 
 def verify(artifact: Artifact) -> None:
     """Recomputes every payload digest. Raises InputError naming the first file that differs."""
     for name, entry in artifact.manifest.files.items():
-        if digests.of_file(artifact.path / name) != entry.sha256:
+        try:
+            digest = digests.of_file(artifact.path / name)
+        except FileNotFoundError as error:
+            raise InputError(f"{artifact.path / name} went missing: rebuild {artifact.path}") from error
+        if digest != entry.sha256:
             raise InputError(f"{artifact.path / name} differs from its manifest: rebuild {artifact.path}")
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from pipestill.config import VpParams
 from pipestill.diffusion.schedules import vp_sigmas
 
+if TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
 
 def ddpm_scheduler(params: VpParams) -> DDPMScheduler:
     """Diffusers' scheduler with these parameters, from the last step on (Lin et al. 2023, section 3.3)."""
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
     return DDPMScheduler(
         num_train_timesteps=params.steps,
         beta_schedule=params.schedule,

@@ -15,6 +15,7 @@ from pipestill import counter
 from pipestill.config.fields import Precision
 from pipestill.diffusion.denoiser import Denoiser
 from pipestill.distributed import World
+from pipestill.networks.unet2d import mark_for_compiling
 from pipestill.training.ema import Ema
 
 
@@ -46,6 +47,7 @@ def prepare(denoiser: Denoiser, params: NumericParams, world: World) -> None:
     if params.checkpointing:
         denoiser.network.enable_gradient_checkpointing()  # type: ignore[operator]
     if params.compile:
+        mark_for_compiling()
         denoiser.network.compile()
 
 
