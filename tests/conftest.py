@@ -17,7 +17,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # as the commands do it; before t
 # begun first, in this order, so that no process is left with one at the end
 LONGEST = (
     *("test_slurm.py", "test_workflow_runs.py", "test_sampling_command.py", "test_train.py", "test_experiments.py"),
-    *("test_convert.py", "test_two_pipelines.py", "test_watch.py", "test_interleaving.py", "test_distill.py"),
+    *("test_launch.py", "test_workflow.py", "test_convert.py", "test_benchmarks.py", "test_watch.py"),
+    *("test_distill.py", "test_two_pipelines.py", "test_interleaving.py"),
 )
 NOT_INSTALLABLE = ("no GPU here", "no mount namespace here")  # reasons that stand in CI too
 
