@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from pipestill.config import PreviewParams, load
 from pipestill.data.loader import Batch
 from pipestill.data.store import open_dataset
 from pipestill.distributed import World
+from pipestill.launch import OUTCOME
 from pipestill.reporting import scaling
 from pipestill.sampling.preview import Previews
 from pipestill.stages.train import prepared
@@ -137,6 +140,7 @@ def test_a_slow_loader_is_found(tmp_path: Path, digits: Path, monkeypatch: pytes
 def test_the_command_measures_over_ranks(tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_params(tmp_path / "params.yaml", **TINY)
     words = ["bench", "--name", "teacher", "--dataset", digits, "--output", tmp_path / "bench", "--params", file]
+    before = signal.getsignal(signal.SIGTERM)
     here(*words, "--ranks", "1,2", "--updates", 1, runs=tmp_path / "runs")
     body = json.loads((tmp_path / "bench" / "measurements.json").read_text())
     kinds = [(each["scaling"], each["ranks"], each["batch"]) for each in body["rows"]]
@@ -148,6 +152,8 @@ def test_the_command_measures_over_ranks(tmp_path: Path, digits: Path, capsys: p
     assert said.out.strip() == str(tmp_path / "bench" / "index.html")
     assert "Strong scaling from 1 rank to 2: " in (tmp_path / "bench" / "index.html").read_text()
     assert not (tmp_path / "runs" / "train").exists(), "no training is left behind"
+    assert OUTCOME not in os.environ
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(

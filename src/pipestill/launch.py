@@ -167,11 +167,11 @@ def _agent(outcomes: Path, argv: Sequence[str], **settings: Any) -> tuple[int, s
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ |= {OUTCOME: str(outcomes), "OMP_NUM_THREADS": "1"}
     config = LaunchConfig(max_restarts=0, monitor_interval=0.1, signals_to_handle="SIGTERM,SIGINT,SIGUSR2", **settings)
     if hasattr(config, "shutdown_timeout"):
         config.shutdown_timeout = SHUTDOWN
     try:
+        os.environ |= {OUTCOME: str(outcomes), "OMP_NUM_THREADS": "1"}
         elastic_launch(config, sys.executable)("-m", "pipestill", *argv)
         return 0, ""
     except ChildFailedError as error:
@@ -179,6 +179,7 @@ def _agent(outcomes: Path, argv: Sequence[str], **settings: Any) -> tuple[int, s
     except SignalException:
         killed = {}
     finally:
+        os.environ.pop(OUTCOME)  # it names the ranks of this launch alone
         # srun's, to a node that has ended: the agent's own handler would raise it here
         signal.signal(signal.SIGTERM, lambda number, frame: None)
     return _outcome(outcomes, killed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import sys
 import tempfile
 from dataclasses import asdict
@@ -76,7 +77,11 @@ def _measured(options: argparse.Namespace, teacher: TeacherParams, ranks: int, s
         words += ["--ranks", str(ranks), "--updates", str(options.updates), "--measure", scaling]
         words += ["--params", str(options.params)] if options.params is not None else []
         words += [*options.overrides, f"teachers.{options.name}.training.batch={batch}"]
-        code, message = start(Spread(ranks=ranks), words)
+        before = signal.getsignal(signal.SIGTERM)  # which a launch leaves deaf
+        try:
+            code, message = start(Spread(ranks=ranks), words)
+        finally:
+            signal.signal(signal.SIGTERM, before)
         if code:
             kind = next((kind for kind in PipestillError.__subclasses__() if kind.exit_code == code), SurroundingsError)
             raise kind(f"{ranks} ranks, {scaling} scaling: {message}")
