@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from commands import here, write_params
+from commands import Command, here, write_params
 from pipestill import cli
 from pipestill.config import PreviewParams, load
 from pipestill.data.loader import Batch
 from pipestill.data.store import open_dataset
 from pipestill.distributed import World
+from pipestill.errors import Stopped
 from pipestill.launch import OUTCOME
 from pipestill.reporting import scaling
 from pipestill.sampling.preview import Previews
@@ -126,7 +127,7 @@ def test_a_slow_loader_is_found(tmp_path: Path, digits: Path, monkeypatch: pytes
     monkeypatch.setattr(training._loader, "batch", slow)
     shown = PreviewParams(rows=2, each=1)
     with Previews(denoiser, card, training.ema, shown, folder=tmp_path, tracker=Silent(), world=world) as previews:
-        found = measure(training, previews, world, batch=32, updates=2)
+        found = measure(training, previews, world, label="teacher", batch=32, updates=2)
     assert begun == list(range(WARM_UP + ROUNDS * 2 * 2))
     assert 0.03 <= found.phases["data"] < 0.06
     assert found.phases["collectives"] == 0
@@ -154,6 +155,18 @@ def test_the_command_measures_over_ranks(tmp_path: Path, digits: Path, capsys: p
     assert not (tmp_path / "runs" / "train").exists(), "no training is left behind"
     assert OUTCOME not in os.environ
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_measurement_stops_when_it_is_asked_to(tmp_path: Path, digits: Path) -> None:
+    file = write_params(tmp_path / "params.yaml", **TINY)
+    words = ["bench", "--name", "teacher", "--dataset", digits, "--output", tmp_path / "bench", "--params", file]
+    command = Command(*words, "--ranks", 2, "--updates", 10**6, runs=tmp_path / "runs")
+    assert command.wait_until(lambda: "measure strong, 2 ranks: " in command.output), command.output
+    command.process.send_signal(signal.SIGTERM)
+    assert command.wait() == Stopped.exit_code
+    last = command.output.splitlines()[-1]
+    assert "2 ranks, strong scaling: measuring was stopped by SIGTERM, nothing is kept" in last
+    assert not (tmp_path / "bench").exists()
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from pipestill import logs, slurm, status
 from pipestill.errors import InputError, Stopped, SurroundingsError
 from pipestill.progress import say
-from pipestill.stopping import STOP_SIGNALS
+from pipestill.stopping import STOP_SIGNALS, handlers_kept
 from pipestill.work import runs_root, write_atomic
 
 OUTCOME = "PIPESTILL_OUTCOME"  # variable naming the folder in which ranks leave their outcomes and process ids
@@ -211,12 +211,10 @@ def _over_nodes(job: slurm.Job, nodes: int, argv: Sequence[str], image: str | No
     variables = {NODES: str(folder), HEAD: job.first_node()} | ({} if image is None else {CONTAINER: image})
     # in a session of its own: at a SIGTERM or Ctrl-C srun would kill the ranks; what it passes on lets them save
     step = subprocess.Popen([*command, *_command(image, argv)], env=os.environ | variables, start_new_session=True)
-    before = {
-        number: signal.signal(number, lambda number, frame: step.send_signal(signal.SIGUSR2)) for number in STOP_SIGNALS
-    }
-    code = step.wait()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    with handlers_kept():
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda number, frame: step.send_signal(signal.SIGUSR2))
+        code = step.wait()
     found = _of_nodes(folder, nodes)
     shutil.rmtree(folder, ignore_errors=True)
     if found is None:

@@ -65,6 +65,17 @@ class StopRequest:
                 signal.signal(signal.SIGINT, before[signal.SIGINT] or signal.default_int_handler)
 
 
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Puts back, at the end, who hears the stop signals."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _moment(variable: str) -> float | None:
     """The Unix seconds that a variable holds. Raises InputError."""
     text = os.environ.get(variable)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import signal
 import sys
 import tempfile
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from pipestill.errors import InputError, PipestillError, SurroundingsError
 from pipestill.launch import Spread, start
 from pipestill.progress import say
 from pipestill.stages.common import add_common, entry, load_params
+from pipestill.stopping import handlers_kept
 
 if TYPE_CHECKING:
     from pipestill.config import Params, TeacherParams
@@ -77,11 +77,8 @@ def _measured(options: argparse.Namespace, teacher: TeacherParams, ranks: int, s
         words += ["--ranks", str(ranks), "--updates", str(options.updates), "--measure", scaling]
         words += ["--params", str(options.params)] if options.params is not None else []
         words += [*options.overrides, f"teachers.{options.name}.training.batch={batch}"]
-        before = signal.getsignal(signal.SIGTERM)  # which a launch leaves deaf
-        try:
+        with handlers_kept():  # a launch leaves its own
             code, message = start(Spread(ranks=ranks), words)
-        finally:
-            signal.signal(signal.SIGTERM, before)
         if code:
             kind = next((kind for kind in PipestillError.__subclasses__() if kind.exit_code == code), SurroundingsError)
             raise kind(f"{ranks} ranks, {scaling} scaling: {message}")
@@ -112,7 +109,8 @@ def _measure(options: argparse.Namespace, params: Params, teacher: TeacherParams
             tracker=Silent(),
             world=world,
         ) as previews:
-            found = measure(trained, previews, world, batch=training.batch, updates=options.updates)
+            label = f"{options.measure}, {world.size} ranks"
+            found = measure(trained, previews, world, label=label, batch=training.batch, updates=options.updates)
         if world.leader:
             facts = {"parameters": parameter_count(denoiser.network), "device": _device(world.device.type)}
             body = asdict(found) | {"images_per_second": found.images_per_second} | facts

@@ -38,16 +38,26 @@ class Drawing:
     narrow: Markup
 
 
-def render(body: Mapping[str, Any], files: Mapping[str, bytes], timings: Timings) -> str:
-    """The page. `files` holds the pictures that `body["grids"]` names."""
-    environment = Environment(
+def environment() -> Environment:
+    """What renders this package's pages: strict about names, and all text is escaped."""
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+
+
+def stylesheet() -> Markup:
+    """The style of a page with charts."""
+    return Markup((TEMPLATES / "page.css").read_text() + (TEMPLATES / "chart.css").read_text())
+
+
+def render(body: Mapping[str, Any], files: Mapping[str, bytes], timings: Timings) -> str:
+    """The page. `files` holds the pictures that `body["grids"]` names."""
+    templates = environment()
+    templates.filters |= {
         "short": figures.short,
         "duration": figures.duration,
         "bytes": _bytes,
@@ -57,10 +67,10 @@ def render(body: Mapping[str, Any], files: Mapping[str, bytes], timings: Timings
         "marker": lambda slot: Markup(plots.marker(slot, 8, 8, 5)),
         "words": lambda text: str(text).replace("_", " "),
     }
-    return environment.get_template("report.html.jinja").render(
+    return templates.get_template("report.html.jinja").render(
         body=body,
         version=__version__,
-        css=Markup((TEMPLATES / "page.css").read_text() + (TEMPLATES / "chart.css").read_text()),
+        css=stylesheet(),
         script=Markup((TEMPLATES / "page.js").read_text()),
         table=results.table(body, timings.runs),
         marks=results.MARKS,

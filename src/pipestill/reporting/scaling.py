@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipestill import __version__
 from pipestill.reporting import plots
-from pipestill.reporting.page import NARROW, TEMPLATES, WIDE, Drawing
+from pipestill.reporting.page import NARROW, WIDE, Drawing, environment, stylesheet
 from pipestill.reporting.plots import Chart, Point, Series
 
 Row = Mapping[str, Any]
@@ -149,24 +148,21 @@ def charts(rows: Sequence[Row]) -> list[Chart]:
 
 def render(body: Mapping[str, Any]) -> str:
     """The page of measurements `body["rows"]` and what they were made with."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rows = body["rows"]
     drawings = [
         Drawing(chart.title, Markup(plots.svg(chart, *WIDE)), Markup(plots.svg(chart, *NARROW)))
         for chart in charts(rows)
     ]
-    return environment.get_template("scaling.html.jinja").render(
-        body=body,
-        version=__version__,
-        css=Markup((TEMPLATES / "page.css").read_text() + (TEMPLATES / "chart.css").read_text()),
-        rows=scaled(rows),
-        words=words(rows),
-        drawings=drawings,
-        phases=[*rows[0]["phases"], "other"],
+    return (
+        environment()
+        .get_template("scaling.html.jinja")
+        .render(
+            body=body,
+            version=__version__,
+            css=stylesheet(),
+            rows=scaled(rows),
+            words=words(rows),
+            drawings=drawings,
+            phases=[*rows[0]["phases"], "other"],
+        )
     )

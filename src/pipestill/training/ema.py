@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 
 from pipestill.config import EmaParams
 from pipestill.distributed import World
+
+BUCKET = 1 << 24  # elements that are exchanged together, at least, as long as there are so many
 
 
 def decay_at(params: EmaParams, *, seen: int, batch: int) -> float:
@@ -21,6 +25,19 @@ def decay_at(params: EmaParams, *, seen: int, batch: int) -> float:
     if params.ramp_up > 0:
         half_life = min(half_life, seen * params.ramp_up)
     return float(0.5 ** (batch / max(half_life, 1e-8)))
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors that are not empty, several of one type together: one collective for many small ones."""
+    waiting: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        if not tensor.numel():
+            continue
+        bucket = waiting.setdefault(tensor.dtype, [])
+        bucket.append(tensor)
+        if sum(each.numel() for each in bucket) >= BUCKET:
+            yield waiting.pop(tensor.dtype)
+    yield from waiting.values()
 
 
 class Ema:
@@ -47,12 +64,14 @@ class Ema:
     def drift(self, world: World, *, mend: bool) -> float:
         """The largest difference between any rank's average and the leader's; where `mend`, all take the leader's."""
         furthest = torch.zeros((), dtype=torch.float64, device=next(iter(self.tensors.values())).device)
-        for tensor in self.tensors.values():
-            theirs = world.from_leader(tensor.clone())
-            if tensor.numel():  # torch's maximum keeps a NaN, Python's loses it
-                furthest = torch.maximum(furthest, (tensor.double() - theirs.double()).abs().max())
+        for bucket in _buckets(self.tensors.values()):
+            own = torch.cat([tensor.flatten() for tensor in bucket])
+            theirs = world.from_leader(own.clone())
+            # torch's maximum keeps a NaN, Python's loses it
+            furthest = torch.maximum(furthest, (own.double() - theirs.double()).abs().max())
             if mend:
-                tensor.copy_(theirs)
+                for tensor, part in zip(bucket, theirs.split([each.numel() for each in bucket]), strict=True):
+                    tensor.copy_(part.view_as(tensor))
         return float(torch.tensor(world.gather(float(furthest))).max())
 
     def load(self, tensors: dict[str, Tensor]) -> None:

@@ -80,10 +80,14 @@ def run(
     last_saved = last_step = time.monotonic()
     pause = operation.save_every
     longest_save = longest_step = 0.0
+    measured = first
 
     def drifted(step: int, *, mend: bool) -> None:
-        if world.size == 1:
+        """Measures the ranks' averages, once after an update whatever asks for it."""
+        nonlocal measured
+        if world.size == 1 or step == measured:
             return
+        measured = step
         drift = training.ema.drift(world, mend=mend)
         tracker.log(step, {"ema_drift": drift})
         if drift != 0 and world.leader:
@@ -112,6 +116,8 @@ def run(
             if done % operation.log_every == 0 or done == training.updates:
                 bar.advance(0, **figures.flush())
             bar.advance()
+            if training.ema.sync_every and done % training.ema.sync_every == 0:
+                drifted(done, mend=True)
             marked = training.validate(done)
             if marked:  # every rank's average had its share in it
                 drifted(done, mend=False)
@@ -121,8 +127,6 @@ def run(
                 bar.advance(0, **marked)
             if preview is not None and preview.due(done, training.epoch(done), training.epoch(step)):
                 preview.make(done, training.epoch(done))
-            if training.ema.sync_every and done % training.ema.sync_every == 0:
-                drifted(done, mend=True)
             if done == training.updates:
                 break
             longest_step = max(longest_step, time.monotonic() - last_step)

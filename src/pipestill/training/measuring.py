@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipestill.distributed import World
+from pipestill.errors import Stopped
+from pipestill.progress import Bar
 from pipestill.training.clock import PHASES, Clock
 from pipestill.training.teacher import TeacherTraining
 
@@ -39,15 +41,23 @@ class Measurement:
         return self.batch / self.seconds
 
 
-def measure(training: TeacherTraining, previews: Previews, world: World, *, batch: int, updates: int) -> Measurement:
-    """Makes so many updates a way and round; the same result on every rank."""
+def measure(
+    training: TeacherTraining, previews: Previews, world: World, *, label: str, batch: int, updates: int
+) -> Measurement:
+    """Makes so many updates a way and round; the same result on every rank. Raises Stopped where asked to."""
     step = 0
+    ways = 2 if world.size == 1 else 3
+    bar = Bar(f"measure {label}", WARM_UP + ROUNDS * ways * updates, unit="updates", show=world.leader)
 
     def make(count: int) -> None:
         nonlocal step
         for _ in range(count):
+            (stop,) = world.agree(world.stop.requested())  # as a training asks, after every update
+            if stop:
+                raise Stopped(f"measuring was stopped by {world.stop.reason or 'another rank'}, nothing is kept")
             training.update(step)
             step += 1
+            bar.advance()
 
     def by_phase(apart: bool) -> dict[str, float]:
         training.clock, training.apart = Clock(world.device), apart
@@ -64,6 +74,7 @@ def measure(training: TeacherTraining, previews: Previews, world: World, *, batc
         whole.append(_seconds(world, lambda: make(updates)) / updates)
         together.append(by_phase(apart=False))
         apart.append(by_phase(apart=True) if world.size > 1 else together[-1])
+    bar.close()
     phases = {name: statistics.median(row[name] for row in together) for name in PHASES}
     backward = min(phases["backward"], statistics.median(row["backward"] for row in apart))
     phases |= {"backward": backward, "collectives": phases["backward"] - backward}
