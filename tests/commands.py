@@ -7,6 +7,7 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,12 @@ def write_params(path: Path, **changes: Any) -> Path:
         node[last] = copy.deepcopy(value)
     path.write_text(yaml.safe_dump(body))
     return path
+
+
+def can_mount() -> bool:
+    """Whether a process here may have mounts of its own."""
+    unshare = shutil.which("unshare")
+    return unshare is not None and subprocess.run([unshare, "-rm", "true"], capture_output=True).returncode == 0
 
 
 class Command:

@@ -21,6 +21,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from commands import can_mount
 from images import bad_files, class_folders, data_params, encoded, noise
 from pipestill import artifacts, cli, work
 from pipestill.artifacts import InputEntry
@@ -439,12 +440,7 @@ def test_a_file_that_cannot_grow_ends_with_one_line(run: Run) -> None:
     assert contents(Path("out")) == before
 
 
-def _can_mount() -> bool:
-    unshare = shutil.which("unshare")
-    return unshare is not None and subprocess.run([unshare, "-rm", "true"], capture_output=True).returncode == 0
-
-
-@pytest.mark.skipif(not _can_mount(), reason="no mount namespace here")
+@pytest.mark.skipif(not can_mount(), reason="no mount namespace here")
 @pytest.mark.parametrize("full", ["runs", "artifacts"])
 def test_a_full_disk_ends_with_one_line_and_room_lets_it_go_on(run: Run, full: str) -> None:
     """A real file system of 400 kB: first where the work goes on, then where the artefact goes."""

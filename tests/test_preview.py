@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from commands import here, payload
+from commands import can_mount, here, payload
 from pipestill.config import PreviewParams
 from pipestill.distributed import World
 from pipestill.errors import InputError
@@ -254,12 +254,7 @@ writer.close(60.0)
 """
 
 
-def _can_mount() -> bool:
-    done = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
-    return done.returncode == 0
-
-
-@pytest.mark.skipif(not _can_mount(), reason="no mount namespace here")
+@pytest.mark.skipif(not can_mount(), reason="no mount namespace here")
 def test_a_full_disk_is_named(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     script = tmp_path / "script.py"

@@ -17,6 +17,7 @@ from unittest import mock
 ROOT = Path(__file__).parent.parent
 LINKS = ("local", "slurm")  # to the profiles, for their short names
 PARTS = ("Snakefile", "dvc.yaml", ".dvcignore", ".gitignore", "workflow", "cluster_profiles", "conf", "params.yaml")
+WRITTEN_ONCE = ("data", ".dvc/cache", ".git/objects")  # thousands of small files, replaced but never changed
 TINY = ("experiment=miniature", "~distillation.students.student-10", "~sampling.runs.student-10")
 BY_HAND = """
 import json, sys
@@ -31,8 +32,8 @@ class Project:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def run(self, *command: str, code: int = 0, **environment: str) -> str:
-        """Output and errors of a command that must end with `code`."""
+    def run(self, *command: str, code: int = 0, timeout: float | None = None, **environment: str) -> str:
+        """Output and errors of a command that must end with `code`, within `timeout` seconds."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PIPESTILL_", "DVC_"))}
         done = subprocess.run(
@@ -43,6 +44,7 @@ class Project:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
+            timeout=timeout,
         )
         assert done.returncode == code, f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}"
         return done.stdout
@@ -111,9 +113,14 @@ class Project:
         }
 
     def copy(self, to: Path) -> Project:
-        """The whole folder once more, times and caches included."""
-        shutil.copytree(self.root, to, symlinks=True)
+        """The whole folder once more, times and caches included; what nothing writes twice is linked."""
+        shutil.copytree(self.root, to, symlinks=True, copy_function=self._copy_or_link)
         return Project(to)
+
+    def _copy_or_link(self, source: str, target: str) -> None:
+        below = Path(source).relative_to(self.root)
+        once = any(below.is_relative_to(folder) for folder in WRITTEN_ONCE)
+        (os.link if once else shutil.copy2)(source, target)
 
     def edit(self, name: str, old: str, new: str) -> None:
         """Replaces the only occurrence of a text in a file."""
