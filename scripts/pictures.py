@@ -1,27 +1,55 @@
-"""Writes the README's pictures from a finished demo: sample grids side by side, and distance against evaluations."""
+"""Writes the documentation's pictures from a finished report: grids side by side, distance against evaluations.
+
+python scripts/pictures.py demo             # the README's, after `make demo`
+python scripts/pictures.py textures_ddpm    # docs/ddpm.md's, after that experiment
+"""
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parent.parent
-REPORT, PICTURES = ROOT / "artifacts" / "report", ROOT / "docs" / "pictures"
-PANELS = {
-    "real, held out": REPORT / "real" / "test.png",
-    "teacher, 79 evaluations": REPORT / "grids" / "teacher-heun-79.png",
-    "student, 10 evaluations": REPORT / "grids" / "student-10.png",
-    "student, 4 evaluations": REPORT / "grids" / "student-4.png",
-    "teacher, 4 evaluations (Euler)": REPORT / "grids" / "teacher-euler-4.png",
+PICTURES = ROOT / "docs" / "pictures"
+REAL = ("real, held out", "real/test.png")
+PANELS = {  # title of each panel and its file in the report
+    "demo": [
+        REAL,
+        ("teacher, 79 evaluations", "grids/teacher-heun-79.png"),
+        ("student, 10 evaluations", "grids/student-10.png"),
+        ("student, 4 evaluations", "grids/student-4.png"),
+        ("teacher, 4 evaluations (Euler)", "grids/teacher-euler-4.png"),
+    ],
+    "textures_ddpm": [
+        REAL,
+        ("DDPM, 1,000", "grids/plain-ddpm-1000.png"),
+        ("DDIM, 50", "grids/plain-ddim-50.png"),
+        ("DDIM, 10", "grids/plain-ddim-10.png"),
+        ("1 - t/1000, 10", "grids/plain-linear-alpha-10.png"),
+        ("student, 10", "grids/student-plain-10.png"),
+    ],
 }
 FACTOR, MARGIN, TITLE = 2, 16, 40
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=PANELS)
+    parser.add_argument("--report", type=Path, default=ROOT / "artifacts" / "report", metavar="DIR")
+    options = parser.parse_args()
     PICTURES.mkdir(parents=True, exist_ok=True)
-    panels = {title: Image.open(path).convert("LA") for title, path in PANELS.items()}
+    panels = {title: Image.open(options.report / name).convert("LA") for title, name in PANELS[options.experiment]}
+    name = options.experiment
+    side_by_side(panels).quantize(64).save(PICTURES / f"{name}.png", optimize=True)
+    if name == "demo":
+        shutil.copyfile(options.report / "charts" / "distance-efficientnet_lite0.svg", PICTURES / "distance.svg")
+
+
+def side_by_side(panels: dict[str, Image.Image]) -> Image.Image:
+    """Panels of one size in a row, enlarged, each below its title."""
     width, height = (FACTOR * side for side in next(iter(panels.values())).size)
     picture = Image.new("RGB", (len(panels) * (width + MARGIN) + MARGIN, height + TITLE + MARGIN), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=20)
@@ -30,8 +58,7 @@ def main() -> None:
         draw.text((left + width / 2, TITLE / 2), title, fill="#222222", font=font, anchor="mm")
         enlarged = panel.resize((width, height), Image.Resampling.NEAREST).convert("RGBA")
         picture.paste(enlarged, (left, TITLE), enlarged)
-    picture.quantize(64).save(PICTURES / "demo.png", optimize=True)
-    shutil.copyfile(REPORT / "charts" / "distance-efficientnet_lite0.svg", PICTURES / "distance.svg")
+    return picture
 
 
 if __name__ == "__main__":
