@@ -32,7 +32,8 @@ PANELS = {  # title of each panel and its file in the report
         ("student, 10", "grids/student-plain-10.png"),
     ],
 }
-FACTOR, MARGIN, TITLE = 2, 16, 40
+LAYOUT = {"demo": (5, 2), "textures_ddpm": (3, 3)}  # panels a row, and how often each is enlarged
+MARGIN, TITLE = 16, 40
 
 
 def main() -> None:
@@ -43,21 +44,23 @@ def main() -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     panels = {title: Image.open(options.report / name).convert("LA") for title, name in PANELS[options.experiment]}
     name = options.experiment
-    side_by_side(panels).quantize(64).save(PICTURES / f"{name}.png", optimize=True)
+    arranged(panels, *LAYOUT[name]).quantize(64).save(PICTURES / f"{name}.png", optimize=True)
     if name == "demo":
         shutil.copyfile(options.report / "charts" / "distance-efficientnet_lite0.svg", PICTURES / "distance.svg")
 
 
-def side_by_side(panels: dict[str, Image.Image]) -> Image.Image:
-    """Panels of one size in a row, enlarged, each below its title."""
-    width, height = (FACTOR * side for side in next(iter(panels.values())).size)
-    picture = Image.new("RGB", (len(panels) * (width + MARGIN) + MARGIN, height + TITLE + MARGIN), "white")
+def arranged(panels: dict[str, Image.Image], columns: int, factor: int) -> Image.Image:
+    """Panels of one size in rows, enlarged, each below its title."""
+    width, height = (factor * side for side in next(iter(panels.values())).size)
+    rows = -(-len(panels) // columns)
+    size = (columns * (width + MARGIN) + MARGIN, rows * (height + TITLE) + MARGIN)
+    picture = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=20)
-    for column, (title, panel) in enumerate(panels.items()):
-        left = MARGIN + column * (width + MARGIN)
-        draw.text((left + width / 2, TITLE / 2), title, fill="#222222", font=font, anchor="mm")
+    for place, (title, panel) in enumerate(panels.items()):
+        left, top = MARGIN + place % columns * (width + MARGIN), place // columns * (height + TITLE)
+        draw.text((left + width / 2, top + TITLE / 2), title, fill="#222222", font=font, anchor="mm")
         enlarged = panel.resize((width, height), Image.Resampling.NEAREST).convert("RGBA")
-        picture.paste(enlarged, (left, TITLE), enlarged)
+        picture.paste(enlarged, (left, top + TITLE), enlarged)
     return picture
 
 
