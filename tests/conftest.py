@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -73,10 +74,19 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A small pipeline, finished and recorded (workflow_project.make_tiny); tests work on copies."""
-    from workflow_project import make_tiny
+    """A small pipeline, finished and recorded (workflow_project.make_tiny), one for all workers; tests use copies."""
+    from workflow_project import Project, make_tiny
 
-    return make_tiny(tmp_path_factory.mktemp("tiny") / "project")
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent  # the workers' folders lie side by side in it
+    root, finished = place / "tiny", place / "tiny.finished"
+    with (place / "tiny.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not finished.exists():
+            make_tiny(root)
+            finished.touch()
+    return Project(root)
 
 
 @pytest.fixture(scope="session")
