@@ -24,7 +24,7 @@ demo: venv
 	@$(BIN)/python scripts/demo.py
 
 test: venv
-	$(PYTEST) -m "not soak" --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not soak" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 soak: venv
 	$(PYTEST) -m soak --timeout 7200
