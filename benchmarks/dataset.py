@@ -78,7 +78,7 @@ def main() -> None:
     show("read", figures["read_images_per_second"], f"ImageFolder, {options.workers} workers")
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(figures, indent=1) + "\n")
+        options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def write_photos(root: Path, count: int, side: int) -> Path:

@@ -117,7 +117,7 @@ def timed(command: list[str], runs: Path) -> tuple[Seconds, str]:
     """Seconds of a whole command by the clock and of CPU, and what it printed."""
     variables = os.environ | {"PIPESTILL_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
     started, used = time.perf_counter(), cpu_seconds()
-    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    done = subprocess.run(command, env=variables, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
     return (time.perf_counter() - started, cpu_seconds() - used), done.stdout
@@ -129,7 +129,7 @@ def ours(folder: Path, turn: str, ranks: int) -> tuple[Seconds, float]:
     command = [sys.executable, "-m", "pipestill", "evaluate", "--name", "run", "--output", str(output)]
     command += ["--samples", str(folder / "samples"), "--reference", str(folder / "reference")]
     seconds, _ = timed([*command, "--ranks", str(ranks), "operation.device=cpu"], folder / f"runs-{turn}")
-    return seconds, float(json.loads((output / "metrics.json").read_text())[KEY])
+    return seconds, float(json.loads((output / "metrics.json").read_text(encoding="utf-8"))[KEY])
 
 
 def peer(folder: Path, *more: str) -> tuple[Seconds, float]:
@@ -199,7 +199,7 @@ def main() -> None:
     print(text)
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text + "\n")
+        options.output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def main() -> None:
     for fault, figures in found.items():
         print(f"| {fault} | " + " | ".join(f"{figures[key]:.3g}" for key in COLUMNS) + " |")
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(found, indent=1) + "\n")
+    output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -117,12 +117,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in STEPS:
             command = [sys.executable, __file__, "--step", name, "--folder", folder]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8", errors="replace")
             results[name] = json.loads(done.stdout.splitlines()[-1])
             print(f"{name}: {json.dumps(results[name])}", flush=True)
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(results, indent=1) + "\n")
+        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -196,7 +196,7 @@ def main() -> None:
                 options.output.parent.mkdir(parents=True, exist_ok=True)
                 settings = {key: str(value) for key, value in vars(options).items()}
                 options.output.write_text(
-                    json.dumps({"settings": settings, "rows": rows, "table": table(rows)}, indent=1)
+                    json.dumps({"settings": settings, "rows": rows, "table": table(rows)}, indent=1), encoding="utf-8"
                 )
     print(json.dumps(table(rows), indent=1))
     if options.picture:

@@ -160,7 +160,7 @@ def slowed(slow_rank: int, options: argparse.Namespace, folder: Path) -> dict[st
     ]
     if any(rank.wait() for rank in ranks):
         raise SystemExit("a rank failed: see its output above")
-    return json.loads((folder / "figures.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((folder / "figures.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def as_rank(options: argparse.Namespace) -> None:
@@ -194,7 +194,7 @@ def as_rank(options: argparse.Namespace) -> None:
             "equal_shares_over_ideal": round(max(blocks / 2 * seconds for _, seconds in each) / ideal, 3),
         }
         if group.leader:
-            (folder / "figures.json").write_text(json.dumps(figures))
+            (folder / "figures.json").write_text(json.dumps(figures), encoding="utf-8")
 
 
 def main() -> None:
@@ -226,7 +226,7 @@ def main() -> None:
     print(text)
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(text + "\n")
+        options.output.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

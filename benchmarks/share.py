@@ -40,7 +40,7 @@ def main() -> None:
     show(figures)
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(figures, indent=1) + "\n")
+        options.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def finished_project(root: Path) -> Project:

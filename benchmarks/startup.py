@@ -69,7 +69,7 @@ def main() -> None:
             "seconds": {name: round(found, 3) for name, found in seconds.items()},
         }
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(figures, indent=1) + "\n")
+        output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def finished_project(root: Path) -> Path:
@@ -97,7 +97,13 @@ def timed(command: tuple[str, ...], root: Path) -> float:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     started = time.perf_counter()
     done = subprocess.run(
-        command, cwd=root, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+        command,
+        cwd=root,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     seconds = time.perf_counter() - started
     said = done.stdout + done.stderr

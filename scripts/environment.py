@@ -38,7 +38,7 @@ def digest():
 
 def is_made():
     try:
-        with open(STAMP) as file:
+        with open(STAMP, encoding="utf-8") as file:
             return file.read() == digest()
     except OSError:
         return False
@@ -72,7 +72,7 @@ def install():
     pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     run(*pip, "--requirement", "requirements.txt")
     run(*pip, "--no-deps", "--no-build-isolation", "--editable", ".")
-    with open(STAMP, "w") as file:
+    with open(STAMP, "w", encoding="utf-8") as file:
         file.write(digest())
 
 
@@ -87,7 +87,7 @@ def main():
         os.execv(newer, [newer, os.path.abspath(__file__)])
     if is_made():
         return
-    with open(os.path.join(ROOT, ".venv.lock"), "w") as lock:
+    with open(os.path.join(ROOT, ".venv.lock"), "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second make waits here, and finds it done
         if is_made():
             return

@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--metrics", type=Path, default=ROOT / "metrics", metavar="DIR")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md", metavar="FILE")
     options = parser.parse_args()
-    text = options.readme.read_text()
+    text = options.readme.read_text(encoding="utf-8")
     try:
         wanted = filled(text, results(options.metrics))
     except InputError as error:
@@ -36,7 +36,7 @@ def main() -> int:
     if options.check or wanted == text:
         print(f"{options.readme.name} is {'current' if wanted == text else 'not current: python scripts/results.py'}")
         return int(wanted != text)
-    options.readme.write_text(wanted)
+    options.readme.write_text(wanted, encoding="utf-8")
     print(f"wrote the results of {options.metrics.name}/ into {options.readme.name}")
     return 0
 

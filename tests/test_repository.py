@@ -73,6 +73,38 @@ def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
     assert core - set().union(*imported.values()) == set()
 
 
+def depends_on_locale(call: ast.Call) -> bool:
+    """Whether a call reads or writes text in whatever encoding the user's locale names."""
+    stated = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in stated:
+        return False
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name in ("read_text", "write_text"):
+        return True
+    if name in ("open", "fdopen", "NamedTemporaryFile", "TemporaryFile"):
+        method = isinstance(call.func, ast.Attribute) and name == "open"
+        place = 0 if method or name.endswith("File") else 1  # of the mode among the positional arguments
+        default = ast.Constant("w+b" if name.endswith("File") else "r")
+        mode = stated.get("mode", call.args[place] if len(call.args) > place else default)
+        return isinstance(mode, ast.Constant) and "b" not in str(mode.value)
+    return "text" in stated or "universal_newlines" in stated
+
+
+def test_text_is_utf_8_whatever_the_locale() -> None:
+    """Digests and messages must not depend on LC_ALL; a call names its encoding (Image.open and others read bytes)."""
+    found = []
+    for file in sorted(path for folder in ("src", "scripts", "benchmarks") for path in (ROOT / folder).rglob("*.py")):
+        calls = [node for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, ast.Call)]
+        found += [
+            f"{file.relative_to(ROOT)}:{call.lineno}: {ast.unparse(call.func)} without encoding"
+            for call in calls
+            if depends_on_locale(call) and ast.unparse(call.func) not in ("os.open", "Image.open", "lmdb.open")
+        ]
+    for file in [ROOT / "Snakefile", *(ROOT / "workflow").rglob("*.smk")]:
+        found += re.findall(r"(?:read|write)_text\((?![^)]*encoding=)", file.read_text(encoding="utf-8"))
+    assert found == []
+
+
 def distributions(requirements: list[str]) -> set[str]:
     """The distributions that requirements name, in the one spelling of their names."""
     return {canonicalize_name(Requirement(text).name) for text in requirements}

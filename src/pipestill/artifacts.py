@@ -132,7 +132,7 @@ def read(path: Path, kind: str) -> Artifact:
         raise InputError(f"{path} does not exist: a {kind} artefact was expected there")
     manifest_path = path / MANIFEST
     try:
-        manifest = Manifest.from_json(manifest_path.read_text())
+        manifest = Manifest.from_json(manifest_path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         message = f"{path} is no artefact (it has no {MANIFEST}): a {kind} artefact was expected there"
         raise InputError(message) from error
@@ -201,7 +201,7 @@ def check_place(path: Path, kind: str, inputs: Mapping[str, InputEntry]) -> None
     if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
         return
     try:
-        found = (path / MARK).read_text().strip()
+        found = (path / MARK).read_text(encoding="utf-8").strip()
     except OSError:
         raise InputError(
             f"{path} holds what pipestill did not make, and is left alone: name another --output"
@@ -211,7 +211,7 @@ def check_place(path: Path, kind: str, inputs: Mapping[str, InputEntry]) -> None
             f"{path} is a {found} artefact, a {kind} would replace it: name another --output, or remove it"
         )
     try:
-        payload = json.loads((path / MANIFEST).read_text())["payload"]
+        payload = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["payload"]
     except (OSError, ValueError, KeyError, TypeError):
         return
     if payload in {entry.payload for entry in inputs.values()}:
@@ -228,8 +228,8 @@ def publish(staging: Path, final: Path, manifest: Manifest) -> Artifact:
     check_place(final, manifest.kind, manifest.inputs)
     try:
         _sync_below(staging, [*manifest.files, *manifest.views])
-        (staging / MARK).write_text(f"{manifest.kind}\n")
-        (staging / MANIFEST).write_text(manifest.to_json())
+        (staging / MARK).write_text(f"{manifest.kind}\n", encoding="utf-8")
+        (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         _sync_below(staging, [MARK, MANIFEST])
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():

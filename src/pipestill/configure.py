@@ -213,7 +213,7 @@ def write(path: Path, text: str, *, force: bool = False) -> bool:
     Raises InputError where edits would be lost, or the file's experiment, which the new command does not name.
     """
     if path.exists():
-        old = path.read_text()
+        old = path.read_text(encoding="utf-8")
         if old == text:
             return False
         if edited(old) and not force:

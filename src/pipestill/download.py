@@ -91,7 +91,7 @@ def _heed(stop: StopRequest | None, what: str) -> None:
 def _once(address: str, target: Path, note: Path, pinned: bool, stop: StopRequest | None) -> None:
     """One connection: the rest of the file, or the whole of it where the source is another or cannot give parts."""
     there = target.stat().st_size if target.exists() else 0
-    validator = note.read_text() if there and note.exists() else ""
+    validator = note.read_text(encoding="utf-8") if there and note.exists() else ""
     try:
         request = urllib.request.Request(address, headers={"User-Agent": "pipestill", "Accept-Encoding": "identity"})
         if validator:
@@ -104,7 +104,7 @@ def _once(address: str, target: Path, note: Path, pinned: bool, stop: StopReques
             if not done:
                 target.unlink(missing_ok=True)  # before the note: it must not speak of other bytes
                 note.parent.mkdir(parents=True, exist_ok=True)
-                note.write_text(_validator(answer.headers))
+                note.write_text(_validator(answer.headers), encoding="utf-8")
             came = _receive(answer, target, done, total, lambda: _heed(stop, address))
             if total and done + came < total:
                 raise Broken(f"it broke off after {done + came:,} of {total:,} bytes")

@@ -68,7 +68,7 @@ def watch_siblings() -> None:
     if OUTCOME not in os.environ:
         return
     folder, own = Path(os.environ[OUTCOME]), os.environ["LOCAL_RANK"]
-    (folder / f"pid-{own}").write_text(str(os.getpid()))
+    (folder / f"pid-{own}").write_text(str(os.getpid()), encoding="utf-8")
     others = [rank for rank in range(int(os.environ["LOCAL_WORLD_SIZE"])) if str(rank) != own]
 
     lost = Path(os.environ[NODES], LOST) if NODES in os.environ else None
@@ -85,7 +85,7 @@ def watch_siblings() -> None:
 def _failed(folder: Path, local_rank: int) -> bool:
     """Whether a rank of this node has gone without having done its work or stopped as asked."""
     try:
-        pid = int((folder / f"pid-{local_rank}").read_text())
+        pid = int((folder / f"pid-{local_rank}").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return False  # still starting
     try:
@@ -95,7 +95,10 @@ def _failed(folder: Path, local_rank: int) -> bool:
         pass
     global_rank = int(os.environ["RANK"]) - int(os.environ["LOCAL_RANK"]) + local_rank
     try:
-        return int((folder / str(global_rank)).read_text().split("\n", 2)[1]) not in (0, Stopped.exit_code)
+        return int((folder / str(global_rank)).read_text(encoding="utf-8").split("\n", 2)[1]) not in (
+            0,
+            Stopped.exit_code,
+        )
     except FileNotFoundError:
         return True
 
@@ -224,7 +227,7 @@ def _over_nodes(job: slurm.Job, nodes: int, argv: Sequence[str], image: str | No
 
 def _of_nodes(folder: Path, nodes: int) -> tuple[int, str] | None:
     """What went wrong first on any node; None where a node said nothing and no other names a cause."""
-    said = [json.loads(path.read_text()) for path in folder.glob("node-*/agent.json")]
+    said = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("node-*/agent.json")]
     causes = sorted((each["time"], each["code"], each["message"]) for each in said if each["code"])
     for _, code, message in causes:
         if code == InputError.exit_code:
@@ -272,7 +275,7 @@ def _outcome(folder: Path, killed: dict[int, int]) -> tuple[int, str]:
     left = []
     for file in folder.iterdir():
         if file.name.isdigit():
-            moment, exit_code, message = file.read_text().split("\n", 2)
+            moment, exit_code, message = file.read_text(encoding="utf-8").split("\n", 2)
             left.append((float(moment), int(file.name), int(exit_code), message))
     for _, _, code, message in sorted(left):
         if code == InputError.exit_code:
@@ -300,5 +303,5 @@ def leave_outcome(code: int, message: str) -> None:
     if is_collected():
         folder, rank = os.environ[OUTCOME], os.environ["RANK"]
         partial = Path(folder, f".{rank}")
-        partial.write_text(f"{time.time()}\n{code}\n{message}")
+        partial.write_text(f"{time.time()}\n{code}\n{message}", encoding="utf-8")
         partial.rename(Path(folder, rank))

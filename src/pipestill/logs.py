@@ -36,12 +36,13 @@ def attempts(place: Path) -> list[Path]:
 def last(place: Path) -> Ended | None:
     """How the last attempt ended; None where none did."""
     try:
-        code, time = int((place / "outcome").read_text()), (place / "outcome").stat().st_mtime
+        code, time = int((place / "outcome").read_text(encoding="utf-8")), (place / "outcome").stat().st_mtime
     except (OSError, ValueError):
         return None
     found = attempts(place)
     log = found[-1] if found else None
-    said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log else []
+    text = log.read_text(encoding="utf-8", errors="replace") if log else ""
+    said = [line for line in text.splitlines() if line.strip()]
     return Ended(time, code, said[-1] if said else "it said nothing", log)
 
 

@@ -56,7 +56,9 @@ def _experiments() -> str:
     """The experiments in conf/, each with its file's comment."""
     said = []
     for file in sorted((conf_folder() / "experiment").glob("*.yaml")):
-        comment = [line[1:].strip() for line in file.read_text().splitlines() if re.match("#(?! @)", line)]
+        comment = [
+            line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if re.match("#(?! @)", line)
+        ]
         said.append(f"- `{file.stem}`: {' '.join(comment).rstrip('.')}.")
     return "\n".join(said)
 

@@ -239,7 +239,7 @@ def output_pattern(root: Path, name: str) -> str:
     """The folder that a stage makes with `{name}` for its entry, as dvc.yaml templates it."""
     import yaml
 
-    body = yaml.safe_load((root / "dvc.yaml").read_text())["stages"][name]
+    body = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][name]
     return next(_outputs(body)).replace("${key}", "{name}")
 
 

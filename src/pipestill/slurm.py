@@ -72,7 +72,8 @@ def _asked(*question: str) -> str:
             return subprocess.run(
                 ["scontrol", *question],
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 check=True,
                 timeout=ANSWER,
                 env=os.environ | {"SLURM_TIME_FORMAT": "standard"},

@@ -122,7 +122,7 @@ class Standing:
         originals = figures_of(open_any(self.pipeline.root / stage.output)) if stage.metrics else []
         for path in stage.metrics:
             try:
-                copy = json.loads((self.pipeline.root / path).read_text())
+                copy = json.loads((self.pipeline.root / path).read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 return f"{path} is missing or cannot be read: pipestill {stage.name} writes it"
             if not any(same_figures(copy, original) for original in originals):
@@ -133,7 +133,7 @@ class Standing:
 def open_any(path: Path) -> Artifact:
     """Opens an artefact of whatever kind. Raises InputError."""
     try:
-        kind = json.loads((path / MANIFEST).read_text())["kind"]
+        kind = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["kind"]
     except (OSError, ValueError, KeyError, TypeError):
         kind = "whole"
     return artifacts.read(path, kind)
@@ -142,9 +142,9 @@ def open_any(path: Path) -> Artifact:
 def figures_of(artifact: Artifact) -> list[dict[str, Any]]:
     """The sets of metrics that an evaluation (one) or a reference (its floors, one a count) holds."""
     if artifact.manifest.kind == "evaluation":
-        return [json.loads(artifact.file("metrics.json").read_text())]
+        return [json.loads(artifact.file("metrics.json").read_text(encoding="utf-8"))]
     if artifact.manifest.kind == "reference":
-        return list(json.loads(artifact.file("floor.json").read_text()).values())
+        return list(json.loads(artifact.file("floor.json").read_text(encoding="utf-8")).values())
     return []
 
 

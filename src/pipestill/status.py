@@ -48,7 +48,7 @@ def told(path: Path, facts: Mapping[str, Any]) -> Iterator[None]:
     def say(**more: Any) -> None:
         text = json.dumps(body | {"time": time.time(), "doing": progress.current()} | more, indent=1) + "\n"
         with suppress(OSError):
-            partial.write_text(text)
+            partial.write_text(text, encoding="utf-8")
             os.replace(partial, path)  # not fsynced: after a power cut it says nothing that is still true
 
     def beat() -> None:
@@ -76,7 +76,7 @@ def told(path: Path, facts: Mapping[str, Any]) -> Iterator[None]:
 def read(path: Path) -> dict[str, Any] | None:
     """What a stage said last, with the state `lost` where it can say no more; None where there is no such file."""
     try:
-        body: dict[str, Any] = json.loads(path.read_text())
+        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     if body["state"] == "running" and (time.time() - body["time"] > SILENT or _has_ended(body)):

@@ -44,7 +44,9 @@ def snakemake(root: Path, *arguments: str) -> None:
 
 def _run(command: list[str], root: Path, **more: str) -> None:
     put_on_path()
-    done = subprocess.run(command, cwd=root, env=os.environ | more, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=root, env=os.environ | more, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         said = next((line for line in lines if "rror" in line), lines[-1] if lines else "nothing")

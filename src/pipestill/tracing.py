@@ -77,7 +77,7 @@ def _artifact_of(path: Path, known: Mapping[InputEntry, Artifact]) -> Artifact:
             return open_any(folder)
     if path.suffix == ".json":
         try:
-            figures = json.loads(path.read_text())
+            figures = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{path} cannot be read as JSON: {error}") from error
         for artifact in sorted(known.values(), key=lambda artifact: artifact.path.name != path.stem):

@@ -115,7 +115,7 @@ def read_record(stage: str, key: str) -> dict[str, Any]:
     """The run's record, or an empty one where the work was done elsewhere."""
     path = run_folder(stage, key) / "record.json"
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return record
@@ -202,7 +202,7 @@ def locked(path: Path, output: Path) -> Iterator[None]:
     while True:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a")
+            file = path.open("a", encoding="utf-8")
         except (FileExistsError, NotADirectoryError) as error:
             raise InputError(f"{error.filename} is no folder, nothing can lie below it: name another place") from error
         except OSError as error:

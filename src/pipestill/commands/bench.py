@@ -82,7 +82,7 @@ def _measured(options: argparse.Namespace, teacher: TeacherParams, ranks: int, s
         if code:
             kind = next((kind for kind in PipestillError.__subclasses__() if kind.exit_code == code), SurroundingsError)
             raise kind(f"{ranks} ranks, {scaling} scaling: {message}")
-        row: dict[str, Any] = json.loads(Path(folder, "row.json").read_text())
+        row: dict[str, Any] = json.loads(Path(folder, "row.json").read_text(encoding="utf-8"))
     return {"scaling": scaling} | row
 
 
@@ -114,7 +114,7 @@ def _measure(options: argparse.Namespace, params: Params, teacher: TeacherParams
         if world.leader:
             facts = {"parameters": parameter_count(denoiser.network), "device": _device(world.device.type)}
             body = asdict(found) | {"images_per_second": found.images_per_second} | facts
-            Path(options.output, "row.json").write_text(json.dumps(body))
+            Path(options.output, "row.json").write_text(json.dumps(body), encoding="utf-8")
 
 
 def _device(kind: str) -> str:
@@ -123,7 +123,7 @@ def _device(kind: str) -> str:
 
     if kind == "cuda":
         return str(torch.cuda.get_device_name())
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
 
 

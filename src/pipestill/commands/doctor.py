@@ -111,7 +111,7 @@ def _package_problem(requirement: object) -> str | None:
 def _pins(path: Path) -> Iterator[Line]:
     if not path.exists():
         return
-    pins = dict(line.split("==") for line in path.read_text().split() if "==" in line)
+    pins = dict(line.split("==") for line in path.read_text(encoding="utf-8").split() if "==" in line)
     other = []
     for name, version in pins.items():
         try:
@@ -180,7 +180,7 @@ def parameters(root: Path) -> Iterator[Line]:
     except PipestillError as error:
         yield Line("fail", str(error))
         return
-    edited = configure.edited(path.read_text())
+    edited = configure.edited(path.read_text(encoding="utf-8"))
     yield Line("ok", "params.yaml is in order" + (", with edits by hand" if edited else ""))
 
 

@@ -78,9 +78,9 @@ def export(
         for name in ("model.json", "model_index.json"):
             shutil.copyfile(artifact.file(name), staging / name)
         shutil.copytree(artifact.path / SUBFOLDERS[weights], staging / "unet")
-        (staging / "README.md").write_text(text)
+        (staging / "README.md").write_text(text, encoding="utf-8")
         if shown:
-            (staging / "metrics.json").write_text(json.dumps(shown, indent=1, sort_keys=True) + "\n")
+            (staging / "metrics.json").write_text(json.dumps(shown, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for grid, (picture, _) in zip(grids, pictures, strict=True):
             (staging / picture).parent.mkdir(exist_ok=True)
             shutil.copyfile(grid, staging / picture)
@@ -101,7 +101,7 @@ def _figures_of(path: Path, root: Path, payload: str, weights: str) -> dict[str,
     if sampled is None:
         raise InputError(f"{path} leads to no samples that are here: name metrics/RUN.json of this model")
     _samples_of(sampled, payload, weights)
-    body: dict[str, Any] = json.loads(path.read_text())
+    body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return body
 
 

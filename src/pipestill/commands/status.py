@@ -132,7 +132,7 @@ def _spoken(stage: Stage, word: dict[str, Any]) -> Row:
 
 def _futile(place: Path) -> bool:
     try:
-        return int((place / "futile").read_text()) >= FUTILE
+        return int((place / "futile").read_text(encoding="utf-8")) >= FUTILE
     except (OSError, ValueError):
         return False
 
@@ -182,7 +182,7 @@ def benchmark_lines(runs: Path) -> Iterator[str]:
     """A line a rule: how often it ran, seconds, memory at the most, mean load of a job."""
     rules: dict[str, list[dict[str, str]]] = {}
     for path in sorted((runs / "benchmarks").glob("*/*.tsv")):
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             rules.setdefault(path.parent.name, []).extend(csv.DictReader(file, delimiter="\t"))
     if not rules:
         raise InputError(f"no figures below {runs / 'benchmarks'}: Snakemake writes them when its jobs end")

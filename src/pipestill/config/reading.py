@@ -47,7 +47,7 @@ def same(found: Any, stated: Any) -> bool:
 def load(path: Path, overrides: Sequence[str] = ()) -> Params:
     """Reads and checks a parameter file, `key.name=value` overrides applied. Raises InputError."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise InputError(f"{path} cannot be read ({reason}): write one with pipestill config") from error

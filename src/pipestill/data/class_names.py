@@ -34,7 +34,7 @@ def renamed(source: Source, path: Path) -> Source:
 def _read(path: Path) -> list[str]:
     """Names in the order of the source's numbers. Raises InputError."""
     try:
-        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
         raise InputError(f"data.class_names={path} cannot be read ({reason})") from None

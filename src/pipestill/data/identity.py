@@ -40,7 +40,7 @@ def input_of(source: Source, path: Path) -> InputEntry:
 def _images_artifact(folder: Path, source: Source, below: str) -> InputEntry | None:
     """The entry of an artefact of kind `images` whose listing and content are those of the source."""
     try:
-        manifest: Any = json.loads((folder / artifacts.MANIFEST).read_text())
+        manifest: Any = json.loads((folder / artifacts.MANIFEST).read_text(encoding="utf-8"))
         if manifest["kind"] != "images":
             return None
     except (ValueError, KeyError, TypeError):
@@ -61,7 +61,7 @@ def _outside(files: dict[str, Path], path: Path) -> InputEntry:
     signature, newest = _signature(files)
     memory = runs_root() / "inputs" / f"{digests.of_value(str(path))[:16]}.json"
     try:
-        remembered = json.loads(memory.read_text())
+        remembered = json.loads(memory.read_text(encoding="utf-8"))
         if remembered["signature"] == signature:
             return InputEntry(remembered["kind"], remembered["payload"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -128,7 +128,7 @@ class Dataset:
     @cached_property
     def names(self) -> list[str]:
         """Each image's name in its source."""
-        return [json.loads(line) for line in self.artifact.file("names.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in self.artifact.file("names.jsonl").read_text(encoding="utf-8").splitlines()]
 
     def images(self, indices: ArrayLike) -> NDArray[np.uint8]:
         """Images uint8 [n, H, W, C] at the given indices, in their order. Raises IndexError."""
@@ -156,7 +156,7 @@ def open_dataset(path: Path) -> Dataset:
     """Opens a dataset artefact. Raises InputError in one line where it is none, not whole or of another schema."""
     artifact = artifacts.read(path, "dataset")
     try:
-        index = json.loads(artifact.file("index.json").read_text())
+        index = json.loads(artifact.file("index.json").read_text(encoding="utf-8"))
         layout = Layout(index["count"], index["resolution"], index["channels"], index["images_per_value"])
         classes = tuple(index["classes"])
     except (ValueError, TypeError, KeyError) as error:
@@ -202,8 +202,10 @@ def write_dataset(
         "images_per_value": layout.per_value,
         "classes": list(classes),
     }
-    (folder / "index.json").write_text(json.dumps(index, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    (folder / "names.jsonl").write_text("".join(json.dumps(name) + "\n" for name in names))
+    (folder / "index.json").write_text(
+        json.dumps(index, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    (folder / "names.jsonl").write_text("".join(json.dumps(name) + "\n" for name in names), encoding="utf-8")
     np.save(folder / "labels.npy", labels)
     np.save(folder / "parts.npy", parts)
     np.save(folder / "digests.npy", digests)

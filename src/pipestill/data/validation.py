@@ -161,9 +161,13 @@ def write_report(
     images: Images,
 ) -> None:
     """Writes `report.json`, and `report.html` with contact sheets of the images that it is about."""
-    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    (folder / "report.json").write_text(
+        json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
     sheets = contact_sheets(classes, labels, images)
-    (folder / "report.html").write_text(render(report, sheets, nearest_pairs_sheet(report, names, images)))
+    (folder / "report.html").write_text(
+        render(report, sheets, nearest_pairs_sheet(report, names, images)), encoding="utf-8"
+    )
 
 
 def render(report: dict[str, Any], sheets: list[tuple[str, bytes]], pairs: bytes) -> str:

@@ -168,7 +168,7 @@ def write_payload(
         statistics=params.statistics is not None,
     )
     index = _with_real_figures(Reference(staging, index), world)
-    (staging / INDEX).write_text(index.to_json())
+    (staging / INDEX).write_text(index.to_json(), encoding="utf-8")
     reference = Reference(staging, index)
     floors = {}
     for count in params.floor.counts:
@@ -176,7 +176,7 @@ def write_payload(
         floors[str(count)] = json.loads(
             json.dumps(figures, sort_keys=True)
         )  # figures by name, counts as they were given
-    (staging / FLOOR).write_text(json.dumps(floors, indent=1, ensure_ascii=False) + "\n")
+    (staging / FLOOR).write_text(json.dumps(floors, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return reference
 
 

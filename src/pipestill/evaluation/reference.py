@@ -189,7 +189,7 @@ class Reference:
         """Real-against-real figures at `count` images. Raises InputError where that count was not measured."""
         key = ("floor",)
         if key not in self._kept:
-            self._kept[key] = json.loads((self.folder / FLOOR).read_text())
+            self._kept[key] = json.loads((self.folder / FLOOR).read_text(encoding="utf-8"))
         floors: dict[str, dict[str, Any]] = self._kept[key]
         if str(count) not in floors:
             raise InputError(
@@ -257,5 +257,5 @@ def write_moments(path: Path, moments: Moments) -> None:
 def open_reference(path: Path) -> Reference:
     """Opens a reference artefact. Raises InputError in one line where it is none, not whole or of another schema."""
     artifact = artifacts.read(path, "reference")
-    index = Index.from_json(artifact.file(INDEX).read_text(), str(path / INDEX))
+    index = Index.from_json(artifact.file(INDEX).read_text(encoding="utf-8"), str(path / INDEX))
     return Reference(path, index, artifact)

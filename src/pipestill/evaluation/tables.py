@@ -93,7 +93,7 @@ def _write_rows(table: Path, rows: np.ndarray[tuple[int, ...], np.dtype[np.float
 
 
 def _mark(folder: Path, label: str, rank: int, index: int) -> None:
-    with (folder / f"{label}.done-{rank}").open("a") as file:
+    with (folder / f"{label}.done-{rank}").open("a", encoding="utf-8") as file:
         file.write(f"{index}\n")
 
 
@@ -103,7 +103,7 @@ def _finished(folder: Path, label: str, tables: Sequence[Path]) -> set[int]:
     A line cut off by a power cut does not count, and must not join the next mark to another number.
     """
     logs = sorted(folder.glob(f"{label}.done-*"))
-    lines = [line for log in logs for line in log.read_text().splitlines(keepends=True)]
+    lines = [line for log in logs for line in log.read_text(encoding="utf-8").splitlines(keepends=True)]
     whole = all(table.exists() for table in tables)
     done = {int(line) for line in lines if line.endswith("\n")} if whole else set[int]()
     write_atomic(folder / f"{label}.done-0", "".join(f"{index}\n" for index in sorted(done)))

@@ -136,8 +136,8 @@ def save_model(folder: Path, card: ModelCard, unet: UNet2DModel, weights: dict[s
     """
     current = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     with writing(folder):
-        (folder / "model.json").write_text(_json(asdict(card)))
-        (folder / "model_index.json").write_text(_json(_pipeline_index(card)))
+        (folder / "model.json").write_text(_json(asdict(card)), encoding="utf-8")
+        (folder / "model_index.json").write_text(_json(_pipeline_index(card)), encoding="utf-8")
         for which, state in weights.items():
             unet.load_state_dict(state)
             unet.save_pretrained(folder / SUBFOLDERS[which], safe_serialization=True)
@@ -160,7 +160,7 @@ def read_card(path: Path) -> tuple[Artifact, ModelCard]:
     """The card of a model artefact, without its weights. Raises InputError."""
     artifact = artifacts.read(path, "model")
     try:
-        return artifact, card_of(json.loads(artifact.file("model.json").read_text()))
+        return artifact, card_of(json.loads(artifact.file("model.json").read_text(encoding="utf-8")))
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path / 'model.json'} cannot be read ({error}): rebuild the model") from error
 
@@ -177,7 +177,7 @@ def load_unet(folder: Path, **keywords: Any) -> UNet2DModel:
 
 def _network_class(config: Path) -> type[UNet2DModel]:
     """The class that a network's config names: another one would load, and compute something else."""
-    named = json.loads(config.read_text()).get("_class_name")
+    named = json.loads(config.read_text(encoding="utf-8")).get("_class_name")
     if named not in NETWORKS:
         raise InputError(f"{config} is of the class {named}, one of {', '.join(NETWORKS)} was expected")
     return NETWORKS[named]

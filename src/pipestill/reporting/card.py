@@ -42,7 +42,7 @@ def imposed_licences(chain: Link) -> list[str]:
                     f"{link.artifact.path} states no licence, and what is made from it has to name it: set "
                     f"fetched.{link.artifact.path.name}.licence and fetch again"
                 )
-            licence = link.artifact.file(LICENCE).read_text().strip()
+            licence = link.artifact.file(LICENCE).read_text(encoding="utf-8").strip()
             found[licence] = None
     return list(found)
 

@@ -58,7 +58,7 @@ def read_json(artifact: Artifact, name: str) -> Any:
     """A JSON payload file. Raises InputError."""
     path = artifact.file(name)
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} cannot be read ({error}): run pipestill {artifact.manifest.stage} again") from error
 
@@ -66,7 +66,7 @@ def read_json(artifact: Artifact, name: str) -> Any:
 def read_metrics_file(path: Path) -> dict[str, Any]:
     """A run's metrics file, or nothing where there is none that can be read: only timings are taken from it."""
     try:
-        body = json.loads(path.read_text())
+        body = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return body if isinstance(body, dict) else {}
@@ -143,7 +143,7 @@ def _curves(artifact: Artifact) -> dict[str, list[list[float]]]:
     for name in ("curves.csv", "validation.csv"):
         if name not in artifact.manifest.files:
             continue
-        with artifact.file(name).open(newline="") as file:
+        with artifact.file(name).open(newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 step = int(row["step"])
                 for column, text in row.items():

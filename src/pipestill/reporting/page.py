@@ -51,7 +51,9 @@ def environment() -> Environment:
 
 def stylesheet() -> Markup:
     """The style of a page with charts."""
-    return Markup((TEMPLATES / "page.css").read_text() + (TEMPLATES / "chart.css").read_text())
+    return Markup(
+        (TEMPLATES / "page.css").read_text(encoding="utf-8") + (TEMPLATES / "chart.css").read_text(encoding="utf-8")
+    )
 
 
 def render(body: Mapping[str, Any], files: Mapping[str, bytes], timings: Timings) -> str:
@@ -71,7 +73,7 @@ def render(body: Mapping[str, Any], files: Mapping[str, bytes], timings: Timings
         body=body,
         version=__version__,
         css=stylesheet(),
-        script=Markup((TEMPLATES / "page.js").read_text()),
+        script=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
         table=results.table(body, timings.runs),
         marks=results.MARKS,
         tiles=results.tiles(body),

@@ -86,7 +86,7 @@ def svg(chart: Chart, width: float, height: float, *, standalone: bool = False) 
     body = "\n".join(drawing.lines)
     namespace = ' xmlns="http://www.w3.org/2000/svg"' if standalone else ""
     size = f' width="{width:g}" height="{height:g}"' if standalone else ""
-    style = f"<style>\n{STYLE.read_text()}</style>\n" if standalone else ""
+    style = f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n" if standalone else ""
     return (
         f'<svg{namespace} class="chart" viewBox="0 0 {width:g} {height:g}"{size} role="img" '
         f'aria-label="{escape(chart.title + ". " + chart.description)}">\n'

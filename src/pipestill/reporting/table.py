@@ -66,7 +66,7 @@ def strays(folder: Path) -> list[Path]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        body = json.loads(file.read_text())
+        body = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file} cannot be read as JSON ({error}): run pipestill evaluate again") from error
     if not isinstance(body, dict):

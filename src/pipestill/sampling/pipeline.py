@@ -62,8 +62,8 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Writes a folder that `from_pretrained` loads."""
         super().save_pretrained(save_directory, **keywords)
         index = Path(save_directory) / "model_index.json"
-        body = json.loads(index.read_text())
-        index.write_text(json.dumps(body | {"unet": ["diffusers", "UNet2DModel"]}, indent=1) + "\n")
+        body = json.loads(index.read_text(encoding="utf-8"))
+        index.write_text(json.dumps(body | {"unet": ["diffusers", "UNet2DModel"]}, indent=1) + "\n", encoding="utf-8")
 
     @property
     def card(self) -> ModelCard:

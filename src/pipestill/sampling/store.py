@@ -92,7 +92,7 @@ def open_samples(path: Path) -> Samples:
     """Opens a samples artefact. Raises InputError where it is none, not whole, or its index cannot be read."""
     artifact = artifacts.read(path, "samples")
     try:
-        index = json.loads(artifact.file("index.json").read_text())
+        index = json.loads(artifact.file("index.json").read_text(encoding="utf-8"))
         labels = np.load(artifact.file("labels.npy"))
         total = sum(shard["count"] for shard in index["shards"])
     except (ValueError, KeyError, TypeError) as error:
@@ -178,7 +178,9 @@ def write_features(
 
 def _write_index(folder: Path, labels: NDArray[np.int64], body: Mapping[str, Any]) -> None:
     np.save(folder / "labels.npy", labels)
-    (folder / "index.json").write_text(json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    (folder / "index.json").write_text(
+        json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _overview(images: NDArray[np.uint8], classes: int) -> NDArray[np.uint8]:

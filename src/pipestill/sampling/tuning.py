@@ -94,7 +94,7 @@ def measure_all(
         for candidate in wanted:
             file = state / f"{candidate.name}.json"
             if file.exists():
-                distances[candidate] = float(json.loads(file.read_text()))
+                distances[candidate] = float(json.loads(file.read_text(encoding="utf-8")))
                 bar.advance(params.images)
                 continue
             for key in [key for key in shared if key[0] != candidate.sigma_max]:

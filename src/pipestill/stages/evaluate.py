@@ -178,9 +178,10 @@ def _measure(
     clock.mark("metrics_seconds")
 
     staging = work.staging()
-    (staging / METRICS).write_text(_json(body))
+    (staging / METRICS).write_text(_json(body), encoding="utf-8")
     (staging / SEEDS).write_text(
-        _json({seed: {key: rounded(value) for key, value in found.items()} for seed, found in by_seed.items()})
+        _json({seed: {key: rounded(value) for key, value in found.items()} for seed, found in by_seed.items()}),
+        encoding="utf-8",
     )
     summary = {key: value for key, value in body.items() if key.startswith(("fd_", "class_accuracy", "diversity"))}
     artifact = work.publish(staging, summary)
@@ -215,10 +216,10 @@ def _figures(samples: Samples, reference: Reference, repetitions: list[dict[str,
 
 def _write_metrics(path: Path, artifact: Artifact, seconds_per_image: float | None) -> None:
     """The copy for people: the artefact's figures and the seconds an image took, kept if they are known no more."""
-    body = json.loads(artifact.file(METRICS).read_text())
+    body = json.loads(artifact.file(METRICS).read_text(encoding="utf-8"))
     if seconds_per_image is None:
         try:
-            before = json.loads(path.read_text())
+            before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = {}
         if before | {"seconds_per_image": None} == body | {"seconds_per_image": None}:

@@ -84,7 +84,7 @@ def fetch(params: FetchParams, output: Path, *, inbox: Path, stop: StopRequest |
                     shutil.copyfile(place, target)
             _check(file_of[name], target)  # what is published, not what lay elsewhere a moment ago
         if params.licence:
-            (staging / artifacts.LICENCE).write_text(f"{params.licence}\n")
+            (staging / artifacts.LICENCE).write_text(f"{params.licence}\n", encoding="utf-8")
         artifact = work.publish(staging, {"licence": params.licence})
         work.record(finished=True)
     entries = artifact.manifest.files

@@ -86,7 +86,7 @@ def build_reference(
         if world.leader and artifact is not None and metrics is not None:
             from pipestill.evaluation.reference import FLOOR
 
-            floors = json.loads(artifact.file(FLOOR).read_text())
+            floors = json.loads(artifact.file(FLOOR).read_text(encoding="utf-8"))
             write_atomic(metrics, _floor_metrics(floors))
         return artifact
 

@@ -111,8 +111,8 @@ def report(
         for name, content in (files | tables.plot_files(body)).items():
             (staging / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / name).write_bytes(content)
-        (staging / "report.json").write_text(digests.canonical_json(body) + "\n")
-        (staging / PAGE).write_text(page.render(body, files, timings(sources, metrics)))
+        (staging / "report.json").write_text(digests.canonical_json(body) + "\n", encoding="utf-8")
+        (staging / PAGE).write_text(page.render(body, files, timings(sources, metrics)), encoding="utf-8")
         artifact = work.publish(staging, {"runs": len(body["runs"]), "verdict": body["verdict"]}, views=(PAGE,))
         work.record(finished=True)
         say(f"the report: {output / PAGE}")

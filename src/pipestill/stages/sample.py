@@ -159,7 +159,9 @@ def _sample(
     from pipestill.training.ranks import autocast_type
 
     card = read_card(source.path)[1]
-    recipe = settle(run, card, None if tuned is None else json.loads(tuned.file("tuned.json").read_text()))
+    recipe = settle(
+        run, card, None if tuned is None else json.loads(tuned.file("tuned.json").read_text(encoding="utf-8"))
+    )
     labels = labels_of(run, card, dataset)
     loaded = load_model(source.path, weights=run.weights, autocast=autocast_type(run.precision))
     denoiser = place(loaded.denoiser, world.device)

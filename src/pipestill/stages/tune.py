@@ -96,8 +96,8 @@ def tune(
         )
         chosen = choose(distances, params.rho)
         staging = work.staging()
-        (staging / "tuned.json").write_text(json.dumps(chosen, indent=1, sort_keys=True) + "\n")
-        (staging / "tuned.csv").write_text(as_csv(distances))
+        (staging / "tuned.json").write_text(json.dumps(chosen, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        (staging / "tuned.csv").write_text(as_csv(distances), encoding="utf-8")
         artifact = work.publish(staging, {key: found["distance"] for key, found in chosen.items()})
         work.record(finished=True, candidates=len(wanted))
         return artifact

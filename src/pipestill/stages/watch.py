@@ -217,13 +217,13 @@ class Table:
         self._rows: dict[str, dict[str, Any]] = {}
         wanted = json.dumps(settings, indent=1, sort_keys=True) + "\n"
         if (output / SETTINGS).exists():
-            if (output / SETTINGS).read_text() != wanted:
+            if (output / SETTINGS).read_text(encoding="utf-8") != wanted:
                 raise InputError(f"{output} is of another training, run, reference or --by: name another folder")
         elif output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir()):
             raise InputError(f"{output} holds other things: name another folder")
         write_atomic(output / SETTINGS, wanted)
         if (output / TABLE).exists():
-            with (output / TABLE).open(newline="") as file:
+            with (output / TABLE).open(newline="", encoding="utf-8") as file:
                 self._rows = {row["checkpoint"]: row for row in csv.DictReader(file)}
         (output / PENDING).mkdir(exist_ok=True)
         for partial in (output / PENDING).glob("*.partial"):

@@ -55,4 +55,4 @@ class Curves:
         writer.writeheader()
         for row in self.rows:
             writer.writerow({name: value if name == "step" else f"{value:.6g}" for name, value in row.items()})
-        path.write_text(text.getvalue())
+        path.write_text(text.getvalue(), encoding="utf-8")

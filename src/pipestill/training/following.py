@@ -64,7 +64,7 @@ def read(folder: Path) -> Description:
     """What `describe` wrote. Raises InputError."""
     path = folder / DESCRIPTION
     try:
-        body = json.loads(path.read_text())
+        body = json.loads(path.read_text(encoding="utf-8"))
         body["inputs"] = {name: InputEntry(**entry) for name, entry in body["inputs"].items()}
         return Description(**body | {"output": Path(body["output"]), "card": card_of(body["card"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -102,6 +102,6 @@ def note(folder: Path, *steps: int) -> None:
 def noted(folder: Path) -> list[int]:
     """Every step that was saved, in order, whether its state is still there or not."""
     try:
-        return [int(line) for line in (folder / LISTING).read_text().splitlines()]
+        return [int(line) for line in (folder / LISTING).read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError:
         return []

@@ -54,7 +54,7 @@ class JsonLines:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "log.jsonl").open("a")
+        self._file = (folder / "log.jsonl").open("a", encoding="utf-8")
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3)} | dict(figures)) + "\n")
@@ -109,7 +109,7 @@ class MLflow:
         self._client = MlflowClient(tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", store.as_uri()))
         kept = folder / "mlflow-run.txt"
         if kept.exists():
-            self._run = kept.read_text()
+            self._run = kept.read_text(encoding="utf-8")
             self._client.update_run(self._run, status="RUNNING")
             return
         found = self._client.get_experiment_by_name(PROJECT)
