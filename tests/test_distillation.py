@@ -335,6 +335,21 @@ def test_state_round_trip_goes_on_bit_for_bit(mode: str) -> None:
     assert all(torch.equal(whole.ema.tensors[name], tensor) for name, tensor in resumed.ema.tensors.items())
 
 
+def test_the_best_weights_stay_as_they_were_while_training_continues() -> None:
+    run = distillation(validation={"every": 1})
+    run.update(0)
+    held = {"ema": {name: tensor.clone() for name, tensor in run.ema.tensors.items()}}
+    held["raw"] = weights(run._student.network)
+    run.validate(1)
+    run.update(1)
+    run.validate(2)  # no nearer
+    assert run.best_step == 1
+    assert changed(held["raw"], run._student.network)
+    for which, tensors in held.items():
+        assert all(torch.equal(run.best[which][name], tensor) for name, tensor in tensors.items()), which
+    assert any(not torch.equal(held["raw"][name], held["ema"][name]) for name in held["raw"])
+
+
 def test_discriminator_reads_the_input_of_the_mid_block() -> None:
     denoiser = network(0).eval()
     seen: list[Tensor] = []

@@ -8,7 +8,10 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from commands import (
     Command,
@@ -23,6 +26,13 @@ from commands import (
     write_params,
 )
 from pipestill import cli
+from pipestill.config import OperationParams, RunParams, TeacherParams
+from pipestill.networks.model import load_model, save_model
+from pipestill.sampling.store import open_samples
+from pipestill.stages import train as stage
+from pipestill.stages.sample import sample
+from pipestill.training.teacher import TeacherTraining
+from tiny_models import make_model
 
 UPDATES = 24
 TINY = {
@@ -69,6 +79,60 @@ def test_killed_often_and_resumed_gives_the_same_weights(
         command = [*arguments(folder, digits, "m"), "--ranks", ranks]
         digest = kill_and_resume(command, folder, kills=10, updates=UPDATES, chance=random.Random())
         assert digest == uninterrupted[ranks]
+
+
+def held(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_raw_and_averaged_weights_are_those_that_training_held(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both sets after the last update, the pictures that each gives, and what a teacher with `start` starts from."""
+    monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "runs"))
+    whole, last = TeacherTraining.update, {}
+
+    def update(self: TeacherTraining, step: int) -> dict[str, Tensor]:
+        if step == 0:
+            last["began"] = held(self._denoiser.network.state_dict())
+        figures = whole(self, step)
+        last["raw"], last["ema"] = held(self._denoiser.network.state_dict()), held(self.ema.tensors)
+        return figures
+
+    monkeypatch.setattr(TeacherTraining, "update", update)
+    params = TeacherParams.model_validate(
+        {"network": TINY["teachers.teacher.network"], "training": {"iterations": 3, "batch": 16, "validate_every": 2}}
+    )
+    operation = OperationParams(device="cpu")
+    stage.train(params, name="a", dataset=digits, output=tmp_path / "a", operation=operation)
+    kept = dict(last)
+    assert not equal(kept["raw"], kept["ema"])
+    for which in ("raw", "ema"):
+        assert equal(load_model(tmp_path / "a", weights=which).unet.state_dict(), kept[which]), which
+        run = RunParams(model="a", sampler="euler", steps=3, sigmas="models/a", weights=which, images=10)
+        sample(run, name=which, model=tmp_path / "a", output=tmp_path / which, operation=operation)
+    pictures = [open_samples(tmp_path / which).images(0, 10) for which in ("raw", "ema")]
+    assert not np.array_equal(*pictures)
+
+    going_on = TeacherParams(start="models/a", network=None, training=params.training)
+    stage.train(going_on, name="b", dataset=digits, start=tmp_path / "a", output=tmp_path / "b", operation=operation)
+    assert equal(last["began"], kept["raw"])
+
+
+def test_saving_a_model_leaves_its_network_and_every_set_of_weights_as_they_were(tmp_path: Path) -> None:
+    made = load_model(make_model(tmp_path / "made").path)
+    unet, own = made.unet, held(made.unet.state_dict())
+    half = {name: 0.5 * tensor for name, tensor in own.items()}
+    (tmp_path / "m").mkdir()
+    save_model(tmp_path / "m", made.card, unet, {"ema": half, "raw": unet.state_dict()})  # shares memory with unet
+    assert equal(unet.state_dict(), own)
+    (tmp_path / "m" / "manifest.json").write_bytes((tmp_path / "made" / "manifest.json").read_bytes())
+    assert equal(load_model(tmp_path / "m", weights="raw").unet.state_dict(), own)
+    assert equal(load_model(tmp_path / "m").unet.state_dict(), half)
 
 
 def test_a_stop_request_saves_the_state_and_says_so(

@@ -9,7 +9,7 @@ import torch
 from pipestill.artifacts import Artifact, Manifest, describe_files, publish
 from pipestill.config import EdmParams, NetworkParams
 from pipestill.networks.model import ModelCard, NativeSchedule, save_model
-from pipestill.networks.unet import as_tensors, build_unet
+from pipestill.networks.unet import build_unet
 
 CLASSES = ("nought", "one", "two")
 
@@ -43,7 +43,7 @@ def make_model(
     )
     staging = path.with_name(f".{path.name}.partial")
     staging.mkdir(parents=True)
-    weights = as_tensors(unet)
+    weights = unet.state_dict()
     save_model(staging, card, unet, {"ema": weights, "raw": {name: 0.9 * tensor for name, tensor in weights.items()}})
     manifest = Manifest("model", "train", 1, {"seed": seed}, {}, describe_files(staging))
     return publish(staging, path, manifest)

@@ -93,7 +93,7 @@ class TrainingParams(Section):
 
 
 class TeacherParams(Section):
-    """A teacher that is trained: from random weights, or from another model's (`start: models/NAME`)."""
+    """A teacher that is trained: from random weights, or from another model's raw ones (`start: models/NAME`)."""
 
     start: Annotated[str, StringConstraints(pattern=r"^(dataset|models/[a-z0-9][a-z0-9-]*)$")] = "dataset"
     network: NetworkParams | None = NetworkParams()  # null where `start` is a model, which brings its own

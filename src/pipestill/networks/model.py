@@ -129,22 +129,30 @@ def wrap(network: nn.Module, params: AnyDenoiserParams, autocast: torch.dtype | 
     )
 
 
-def save_model(folder: Path, card: ModelCard, unet: UNet2DModel, weights: dict[str, dict[str, Tensor]]) -> None:
+def save_model(folder: Path, card: ModelCard, unet: UNet2DModel, weights: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Writes card and network; `weights` maps `ema` and `raw` to state dicts of `unet`. The same bytes each time.
 
-    Raises SurroundingsError (full disk).
+    The state dicts may share memory with `unet`, which keeps its weights. Raises SurroundingsError (full disk).
     """
-    current = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
-    with writing(folder):
-        (folder / "model.json").write_text(_json(asdict(card)), encoding="utf-8")
-        (folder / "model_index.json").write_text(_json(_pipeline_index(card)), encoding="utf-8")
-        for which, state in weights.items():
-            unet.load_state_dict(state)
-            unet.save_pretrained(folder / SUBFOLDERS[which], safe_serialization=True)
-        params = denoiser_params(card.denoiser)
-        if isinstance(params, VpParams):
-            ddpm_scheduler(params).save_pretrained(folder / "scheduler")
-    unet.load_state_dict(current)
+    own = _copied(unet.state_dict())
+    copies = {which: _copied(state) for which, state in weights.items()}  # loading one set must not change another
+    try:
+        with writing(folder):
+            (folder / "model.json").write_text(_json(asdict(card)), encoding="utf-8")
+            (folder / "model_index.json").write_text(_json(_pipeline_index(card)), encoding="utf-8")
+            for which, state in copies.items():
+                unet.load_state_dict(state)
+                unet.save_pretrained(folder / SUBFOLDERS[which], safe_serialization=True)
+            params = denoiser_params(card.denoiser)
+            if isinstance(params, VpParams):
+                ddpm_scheduler(params).save_pretrained(folder / "scheduler")
+    finally:
+        unet.load_state_dict(own)
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in the host's memory."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def _json(body: Mapping[str, Any]) -> str:
@@ -181,6 +189,11 @@ def _network_class(config: Path) -> type[UNet2DModel]:
     if named not in NETWORKS:
         raise InputError(f"{config} is of the class {named}, one of {', '.join(NETWORKS)} was expected")
     return NETWORKS[named]
+
+
+def last_weights(artifact: Artifact) -> Literal["ema", "raw"]:
+    """Which weights to continue training from: the raw ones; converted models only have one set, stored as `ema`."""
+    return "raw" if f"{SUBFOLDERS['raw']}/config.json" in artifact.manifest.files else "ema"
 
 
 def load_model(

@@ -6,7 +6,7 @@ import copy
 import functools
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from pipestill.config import NetworkParams
 from pipestill.errors import InputError
@@ -104,8 +104,3 @@ def architecture(unet: UNet2DModel) -> dict[str, Any]:
 
 def parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def as_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, detached, contiguous."""
-    return {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipestill.networks.unet2d import UNet2DModel
     from pipestill.training.teacher import TeacherTraining
 
-VERSION = 2
+VERSION = 3
 EXAMPLES = """\
   pipestill train --name teacher --dataset artifacts/dataset --output artifacts/models/teacher
   pipestill train --name teacher --dataset artifacts/dataset --output /tmp/teacher --ranks 2 \\
@@ -93,7 +93,7 @@ def train(
 
         from pipestill.data.store import open_dataset
         from pipestill.networks.model import save_model
-        from pipestill.networks.unet import as_tensors, parameter_count
+        from pipestill.networks.unet import parameter_count
 
         data = open_dataset(dataset)
         training, denoiser, card = prepared(teacher, data, world, operation.cache, start=start)
@@ -106,7 +106,7 @@ def train(
         if not world.leader:
             return None
         staging = work.staging()
-        save_model(staging, card, unet, {"ema": training.ema.tensors, "raw": as_tensors(unet)})
+        save_model(staging, card, unet, {"ema": training.ema.tensors, "raw": unet.state_dict()})
         curves.write(staging / "curves.csv")
         artifact = work.publish(staging, {"parameters": parameter_count(unet), **curves.last()})
         work.record(finished=True, updates=teacher.training.iterations, ranks=world.size, pid=os.getpid())
@@ -154,11 +154,15 @@ def _built(teacher: TeacherParams, data: Dataset) -> UNet2DModel:
 
 
 def _begun(start: Path, teacher: TeacherParams, data: Dataset) -> UNet2DModel:
-    """A copy of another model's network, its row for 'no class' included. Raises InputError where it does not fit."""
-    from pipestill.config import denoiser_params
-    from pipestill.networks.model import load_model
+    """Another model's network with its raw weights, the row for 'no class' included.
 
-    model = load_model(start)
+    The raw weights are where its training stopped; the average lags behind them and starts over here. Raises InputError
+    if model, dataset and denoiser do not fit.
+    """
+    from pipestill.config import denoiser_params
+    from pipestill.networks.model import last_weights, load_model
+
+    model = load_model(start, weights=last_weights(artifacts.read(start, "model")))
     for what in ("resolution", "channels", "classes"):
         own, theirs = getattr(data, what), getattr(model.card, what)
         if own != theirs:
