@@ -333,3 +333,46 @@ def write_edm_pickle(
         }
         path.write_bytes(pickle.dumps(body, protocol=protocol))
     return path
+
+
+def write_foreign_pickle(path: Path, architecture: str, *positional: Any) -> Path:
+    """A pickle as NVIDIA writes it of another network: `EDM2`, or EDM's classes as `SongUNet in VPPrecond`.
+
+    EDM2's layers are constructed with positional arguments, as its code does; `positional` are those of an inner
+    network of EDM's.
+    """
+    with foreign_names() as names:
+
+        def module(name: str, *arguments: Any, members: Mapping[str, Any] | None = None, **keywords: Any) -> Persistent:
+            weights = {} if members else {"weight": nn.Parameter(torch.zeros(4, 3).half())}
+            state = module_state(
+                _parameters=weights, _modules=members or {}, _init_args=arguments, _init_kwargs=keywords
+            )
+            return Persistent(names["reconstruct"], name, state, "raise SystemExit")
+
+        def layers(side: str, **made: Persistent) -> nn.ModuleDict:
+            found = nn.ModuleDict()
+            found._modules.update({f"{side}_{name}": layer for name, layer in made.items()})  # type: ignore[arg-type]
+            return found
+
+        if architecture == "EDM2":
+            block = module("Block", 192, 192, 768, flavor="enc", members={"conv_res0": module("MPConv", 192, 192)})
+            unet = {
+                "emb_fourier": module("MPFourier", 192),
+                "emb_noise": module("MPConv", 192, 768, kernel=[]),
+                "enc": layers("64x64", conv=module("MPConv", 4, 192, kernel=[3, 3]), block0=block),
+            }
+            inside = {"unet": module("UNet", members=unet, img_resolution=64, img_channels=3, label_dim=1000)}
+            ema = module("Precond", members=inside, img_resolution=64, img_channels=3, label_dim=1000, sigma_data=0.5)
+        else:
+            inner, outer = architecture.split(" in ")
+            song = {
+                "map_layer0": module("Linear", in_features=128, out_features=512),
+                "enc": layers("32x32", conv=module("Conv2d", in_channels=3, out_channels=128, kernel=3)),
+                "dec": layers("32x32", aux_conv=module("Conv2d", in_channels=128, out_channels=3, kernel=3)),
+            }
+            ema = module(outer, members={"model": module(inner, *positional, members=song)}, img_resolution=32)
+        encoder = Persistent(names["reconstruct"], "StandardRGBEncoder", {"_init_args": (), "_init_kwargs": {}}, "")
+        body = {"ema": ema, "encoder": encoder, "dataset_kwargs": names["EasyDict"](use_labels=True)}
+        path.write_bytes(pickle.dumps(body))
+    return path

@@ -12,7 +12,7 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor
 
-from edm_files import TINY, denoised, random_tensors, write_edm_pickle
+from edm_files import TINY, denoised, random_tensors, write_edm_pickle, write_foreign_pickle
 from pipestill.config import EdmParams
 from pipestill.diffusion.conditions import ClassCondition, NoCondition
 from pipestill.errors import InputError
@@ -217,6 +217,57 @@ def test_a_layout_that_diffusers_does_not_have_is_refused(layout: dict[str, Any]
 def test_a_pickle_whose_words_and_tensors_differ_is_refused(tmp_path: Path, stated: dict[str, Any], says: str) -> None:
     path = write_edm_pickle(tmp_path / "edm.pkl", TINY | stated, random_tensors(TINY))
     with pytest.raises(InputError, match=says):
+        checkpoints.find(path, "ema")
+
+
+SUPPORTED = "pipestill converts only EDM's ADM network, DhariwalUNet in EDMPrecond (edm-imagenet-64x64-cond-adm.pkl)"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "says"),
+    [
+        ("EDM2", "an EDM2 network (Precond)"),
+        ("SongUNet in EDMPrecond", "the DDPM++ or NCSN++ network (SongUNet)"),
+        ("SongUNet in VPPrecond", "a network with VP preconditioning (VPPrecond)"),
+        ("SongUNet in VEPrecond", "a network with VE preconditioning (VEPrecond)"),
+        ("DhariwalUNet in iDDPMPrecond", "a network with iDDPM preconditioning (iDDPMPrecond)"),
+        ("Transformer in EDMPrecond", "a Transformer"),
+        ("UNet in EDMPrecond", "EDM2's network (UNet)"),
+    ],
+)
+def test_a_pickle_of_another_architecture_is_refused_by_its_name(tmp_path: Path, architecture: str, says: str) -> None:
+    path = write_foreign_pickle(tmp_path / "other.pkl", architecture)
+    with pytest.raises(InputError) as error:
+        checkpoints.find(path, "ema")
+    assert str(error.value) == f"{path}, network ema is {says}: {SUPPORTED}"
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("map_layer0.weight", "enc.32x32_conv.weight", "dec.32x32_aux_conv.weight"), "DDPM++ or NCSN++ network"),
+        (("model.map_layer0.weight", "model.dec.8x8_aux_conv.weight"), "DDPM++ or NCSN++ network"),
+        (("unet.emb_noise.weight", "unet.enc.64x64_conv.weight", "logvar_linear.weight"), "EDM2's network"),
+        (("time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight"), "OpenAI's guided-diffusion or a latent"),
+        (("model.diffusion_model.input_blocks.0.0.weight",), "OpenAI's guided-diffusion or a latent"),
+        (("conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"), "a Diffusers network"),
+        (("x_embedder.proj.weight", "blocks.0.adaLN_modulation.1.weight"), "a diffusion transformer (DiT)"),
+    ],
+)
+def test_a_checkpoint_of_another_architecture_is_refused_by_its_name(
+    tmp_path: Path, names: tuple[str, ...], says: str
+) -> None:
+    path = tmp_path / "other.pt"
+    torch.save({name: torch.zeros(4, 4) for name in names}, path)
+    with pytest.raises(InputError) as error:
+        checkpoints.find(path, "model")
+    assert says in str(error.value)
+    assert str(error.value).endswith(SUPPORTED)
+
+
+def test_a_converted_network_with_positional_arguments_is_refused(tmp_path: Path) -> None:
+    path = write_foreign_pickle(tmp_path / "odd.pkl", "DhariwalUNet in EDMPrecond", 32)
+    with pytest.raises(InputError, match="DhariwalUNet was constructed with positional arguments"):
         checkpoints.find(path, "ema")
 
 

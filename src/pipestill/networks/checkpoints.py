@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pipestill.errors import InputError, nearest
-from pipestill.networks import adm
+from pipestill.networks import adm, architectures
 from pipestill.networks.adm import Adm
 from pipestill.networks.edm_pickle import Network, read_networks
 
@@ -98,7 +98,9 @@ def _plain(key: str, value: Any, layout: Adm) -> Any:
 
 def _require_class(network: Network, name: str, where: str) -> None:
     if network.class_name != name:
-        raise InputError(f"{where} is a {network.class_name}; only {name} can be converted")
+        raise InputError(f"{where} is {architectures.of_class(network.class_name)}: {architectures.SUPPORTED}")
+    if network.positional:
+        raise InputError(f"{where}: {name} was constructed with positional arguments; only keywords can be checked")
 
 
 def _require_known(network: Network, known: set[str], where: str) -> None:
@@ -123,13 +125,22 @@ def _from_tensors(path: Path, network: str) -> Found:
     if len(prefixes) < len(anchors):
         raise InputError(f"{path} has two networks of one name ({', '.join(anchors)}): keep one")
     if not prefixes:
+        _require_known_names(tensors, str(path))
         raise InputError(f"{path} holds no ADM network (no tensor is called …{ANCHOR})")
     if network not in prefixes:
         raise InputError(f"{path} has no network '{network}' (there are: {', '.join(prefixes)})")
     start = prefixes[network]
     own = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+    _require_known_names(own, f"{path}, network {network}")
     layout = adm.infer(own, f"{path}, network {network}")
     return Found(layout, own, None, None, "map_augment.weight" in own)
+
+
+def _require_known_names(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raises InputError if the tensors' names are those of another published architecture."""
+    foreign = architectures.of_tensors(tensors)
+    if foreign is not None:
+        raise InputError(f"{where} is {foreign}: {architectures.SUPPORTED}")
 
 
 def _name(key: str) -> str:

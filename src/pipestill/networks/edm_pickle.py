@@ -25,6 +25,7 @@ class Network:
 
     class_name: str
     arguments: Mapping[str, Any]
+    positional: bool  # whether its constructor was given arguments by position too, which `arguments` lacks
     tensors: Mapping[str, Tensor]
     children: Mapping[str, Network]  # the networks directly below it, by attribute
 
@@ -89,7 +90,7 @@ def _network(class_name: str, state: dict[str, Any], name: str, seen: set[int], 
             raise Refused(f"holds a {kind(value)} at {where}, where a module belongs")
         children[key] = _network(kind(value), below, where, seen, depth + 1)
         tensors |= {f"{key}.{rest}": tensor for rest, tensor in children[key].tensors.items()}
-    return Network(class_name, _arguments(state, name), tensors, children)
+    return Network(class_name, _arguments(state, name), bool(state.get("_init_args")), tensors, children)
 
 
 def _members(state: dict[str, Any], name: str) -> Iterator[tuple[str, str, Any]]:
@@ -104,8 +105,6 @@ def _members(state: dict[str, Any], name: str) -> Iterator[tuple[str, str, Any]]
 def _arguments(state: dict[str, Any], name: str) -> dict[str, Any]:
     """The keywords that a module was constructed with."""
     arguments = state.get("_init_kwargs") or {}
-    if state.get("_init_args"):
-        raise Refused(f"has positional constructor arguments at {name}, keywords were expected")
     if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
         raise Refused(f"has constructor arguments at {name} that are no keywords")
     return dict(arguments)
