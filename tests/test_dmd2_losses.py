@@ -88,16 +88,43 @@ def test_ladder_ends_and_order() -> None:
     assert ladder[0].item() == pytest.approx(0.002)
     assert ladder[-1].item() == pytest.approx(80.0)
     assert (ladder.diff() > 0).all()
-    published = losses.ladder_range(ladder, 0.002, 80.0, 0.02)
-    assert len(published) == 960
-    torch.testing.assert_close(published[[0, -1]], ladder[[20, 979]])
+
+
+def published_indices(count: int, share: float) -> set[int]:
+    """What DMD2's code draws its noise indices from: randint(min_step, min(max_step + 1, count))."""
+    min_step, max_step = int(share * count), int((1 - share) * count)
+    return set(range(min_step, min(max_step + 1, count)))
+
+
+def test_matching_draws_from_the_published_levels() -> None:
+    """All 961, each from EDM's formula (Karras et al. 2022, eq. 5) in Python's floats."""
+    kept = losses.ladder_range(karras_ladder(1000, 0.002, 80.0), 1000, 0.002, 80.0, 0.02)
+    low, high = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
+    expected = [(low + i / 999 * (high - low)) ** 7 for i in sorted(published_indices(1000, 0.02))]
+    assert len(kept) == len(expected) == 961
+    torch.testing.assert_close(kept, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("count", "share"), [(1000, 0.0), (1000, 0.02), (100, 0.02), (50, 0.1), (10, 0.0), (1, 0.0)])
+def test_a_trimmed_ladder_has_the_published_indices(count: int, share: float) -> None:
+    ladder = torch.arange(1, count + 1, dtype=torch.float64)
+    kept = losses.ladder_range(ladder, count, 1.0, float(count), share)
+    assert set((kept - 1).int().tolist()) == published_indices(count, share)
+
+
+def test_a_ladder_without_its_infinite_level_is_trimmed_by_the_same_indices() -> None:
+    ladder = torch.arange(1, 1000, dtype=torch.float64)
+    kept = losses.ladder_range(ladder, 1000, 1.0, 1000.0, 0.02)
+    assert set((kept - 1).int().tolist()) == published_indices(1000, 0.02)
 
 
 def test_ladder_range_keeps_what_lies_inside() -> None:
     ladder = karras_ladder(1000, 0.002, 80.0)
-    kept = losses.ladder_range(ladder, 0.05, 2.0, 0.0)
+    kept = losses.ladder_range(ladder, 1000, 0.05, 2.0, 0.0)
     assert ((kept >= 0.05) & (kept <= 2.0)).all()
     assert len(kept) == int(((ladder >= 0.05) & (ladder <= 2.0)).sum())
-    assert len(losses.ladder_range(ladder, 0.002, 80.0, 0.0)) == 1000
+    assert len(losses.ladder_range(ladder, 1000, 0.002, 80.0, 0.0)) == 1000
     with pytest.raises(ValueError, match="no noise level"):
-        losses.ladder_range(ladder, 81.0, 82.0, 0.0)
+        losses.ladder_range(ladder, 1000, 81.0, 82.0, 0.0)
+    with pytest.raises(ValueError, match=r"no noise level .*trim=0\.6"):
+        losses.ladder_range(ladder, 1000, 0.002, 80.0, 0.6)

@@ -32,7 +32,7 @@ class DistributionMatchingParams(Section):
     sigma_min: Sigma = 0.002  # clip of the noise levels drawn from the ladder
     sigma_max: Sigma = 80.0
     ladder: Positive = 1000  # number of noise levels over the denoiser's range: Karras's of edm, steps of vp and flow
-    trim: Fraction = 0.02  # share of the ladder left out at both ends (published: 20 to 980 of 1000)
+    trim: Fraction = 0.02  # levels trim·ladder to (1 - trim)·ladder are used (published: 20 to 980, both included)
     guidance: Weight = 1.0  # of the teacher's prediction
 
 

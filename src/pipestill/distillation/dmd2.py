@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipestill import counter
 from pipestill.config import StudentParams
+from pipestill.config.students import DistributionMatchingParams, GanParams
 from pipestill.diffusion.conditions import Condition
 from pipestill.diffusion.denoiser import Denoiser, noised
 from pipestill.diffusion.guidance import guided
@@ -66,9 +67,9 @@ class Distillation:
         self._rollout = rollout.source(params, self._walkers)
         self._real_score = guided(teacher, params.dm.guidance)
         ladder = teacher.ladder(params.dm.ladder)
-        self._dm_levels = _levels(ladder, params.dm.sigma_min, params.dm.sigma_max, params.dm.trim, "dm", world)
+        self._dm_levels = self._levels(ladder, "dm", params.dm, params.dm.trim)
         self._fake_levels = ladder.float().to(world.device)
-        self._gan_levels = _levels(ladder, params.gan.sigma_min, params.gan.sigma_max, 0.0, "gan", world)
+        self._gan_levels = self._levels(ladder, "gan", params.gan, 0.0)
         student.eval()
         fake.eval()
         self._student_trained = distributed(student, world)
@@ -83,6 +84,13 @@ class Distillation:
     def states(self) -> int:
         """Student inputs in a turn, over all ranks: `params.batch`, or as many as whole trajectories have."""
         return self._rollout.states
+
+    def _levels(self, ladder: Tensor, name: str, limits: DistributionMatchingParams | GanParams, trim: float) -> Tensor:
+        try:
+            kept = losses.ladder_range(ladder, self._params.dm.ladder, limits.sigma_min, limits.sigma_max, trim)
+        except ValueError as error:
+            raise InputError(f"distillation: {name}.sigma_min and {name}.sigma_max: {error}") from error
+        return kept.float().to(self._world.device)
 
     # --- one update -----------------------------------------------------------------------------------------------
 
@@ -261,13 +269,6 @@ class Distillation:
         best = state["best"]
         self.best_step, self.best_distance = best["step"], best["distance"]
         self.best = {which: _copied(tensors) for which, tensors in best["weights"].items()}
-
-
-def _levels(ladder: Tensor, sigma_min: float, sigma_max: float, trim: float, name: str, world: World) -> Tensor:
-    try:
-        return losses.ladder_range(ladder, sigma_min, sigma_max, trim).float().to(world.device)
-    except ValueError as error:
-        raise InputError(f"distillation: {name}.sigma_min and {name}.sigma_max: {error}") from error
 
 
 def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -45,15 +45,17 @@ def approximate_r1(real_logits: Tensor, jittered_logits: Tensor) -> Tensor:
     return (real_logits - jittered_logits).square().mean()
 
 
-def ladder_range(ladder: Tensor, sigma_min: float, sigma_max: float, trim: float) -> Tensor:
-    """The part of a ladder inside [sigma_min, sigma_max], a share `trim` of the whole left out at either end.
+def ladder_range(ladder: Tensor, count: int, sigma_min: float, sigma_max: float, trim: float) -> Tensor:
+    """The levels trim·N … (1 - trim)·N, both included, of a ladder of N that lie inside [sigma_min, sigma_max].
 
-    Raises ValueError where nothing is left.
+    N is `count`; a ladder with an infinite last level comes without it. DMD2's code draws indices from
+    `randint(min_step, min(max_step + 1, N))` with min_step = trim·N and max_step = (1 - trim)·N: with N = 1000 and
+    trim = 0.02 the 961 levels 20 … 980. Raises ValueError if no level is left.
     """
-    cut = round(trim * len(ladder))
-    kept = ladder[cut : len(ladder) - cut] if cut else ladder
+    cut = round(trim * count)
+    kept = ladder[cut : max(count - cut + 1, 0)]
     tolerance = 1e-9
     kept = kept[(kept >= sigma_min * (1 - tolerance)) & (kept <= sigma_max * (1 + tolerance))]
     if not len(kept):
-        raise ValueError(f"no noise level lies between {sigma_min} and {sigma_max}")
+        raise ValueError(f"no noise level lies between {sigma_min} and {sigma_max} (trim={trim})")
     return kept
