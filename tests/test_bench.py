@@ -172,8 +172,8 @@ def test_a_measurement_stops_when_it_is_asked_to(tmp_path: Path, digits: Path) -
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--ranks", "0"], "'0' is no count"),
-        (["--ranks", "1;2"], "'1;2' is no count"),
+        (["--ranks", "0"], "commas between them, like 1,2,4, not '0'"),
+        (["--ranks", "1;2"], "like 1,2,4, not '1;2'"),
         (["--ranks", "3"], "cannot be shared by 3 ranks"),
     ],
 )

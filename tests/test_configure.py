@@ -106,9 +106,29 @@ def test_what_follows_from_the_runs_is_derived() -> None:
         ("dat.path=x", "dat is not known; did you mean 'data'?"),
         ("netwrk=tiny", "netwrk is neither a group nor a section; did you mean 'network'?"),
         ("sampling.runs.student-10.model=student-11", "'student-11' is no model; did you mean 'student-10'?"),
-        ("+sampling.runs.Bad.model=teacher", "sampling.runs.Bad"),
-        ("+sampling.runs.floor.model=teacher", "'floor' names the real-against-real figures"),
-        ("data.resolution=[", "'data.resolution=[' is no override"),
+        ("sampling.runs.Bad.model=teacher", "sampling.runs.Bad"),
+        ("sampling.runs.floor.model=teacher", "'floor' names the real-against-real figures"),
+        ("data.resolution=[", """as text write 'data.resolution="["'"""),
+        ("+data.resolution=8", "'+data.resolution=8' is not KEY=VALUE"),
+        ("network.channels=64", "network.channels=64: a list is expected, write network.channels=[64]"),
+        ("network.layers=true", "network.layers: true or false is not expected here"),
+        ("network.layers=null", "network.layers=null: input should be a valid integer"),
+        ("network=tny", "network=tny: there is no such choice; did you mean 'tiny'?"),
+        ("network.layers.x=1", "network.layers.x: 'layers' has no parameters below it"),
+        ("data=3", "data=3: there is no such choice"),
+        ("report=3", "report=3: it has parameters of its own, write report.NAME=VALUE"),
+        ("report.title=3", "report.title=3: text is expected, put it in quotes"),
+        ("data.path='~'", "~ is only expanded on a command line"),
+        ("data.path=", "data.path=: string should have at least 1 character"),
+        ("~sampling.runs.student-5", "~sampling.runs.student-5: there is no 'student-5'; did you mean 'student-4'?"),
+        ("sampling.shared.seeds=[0, 1, 0]", "sampling.shared.seeds: 0 is there twice"),
+        ("tuning.sigma_max=[8.0, 80, 80.0]", "tuning.sigma_max: 80.0 is there twice"),
+        ("tuning.sigma_min=[.nan]", "tuning.sigma_min.0=nan: input should be a finite number"),
+        ("training.learning_rate=.inf", "training.learning_rate=inf: input should be"),
+        ("reference.floor.counts=[500, 500]", "reference.floor.counts: 500 is there twice"),
+        ("reference.protocol.extractors=[classifier, classifier]", "extractors: classifier is there twice"),
+        ("operation.preview.classes=[a, a]", "operation.preview.classes: a is there twice"),
+        ("operation.trackers=[wandb, wandb]", "operation.trackers: wandb is there twice"),
         ("experiment=own", "data.path has no value yet"),
         ("distillation.students.student-4.like=student-5", "did you mean 'student-4'?"),
         ("distillation.students.student-4.like=student-4", "goes round in a circle"),
@@ -127,7 +147,7 @@ def test_what_follows_from_the_runs_is_derived() -> None:
         ),
         ("distillation.students.student-4.spacing=trailing", "set sigma_max and sigma_min to null"),
         ("sampling.runs.student-4.spacing=trailing", "sampler=native has noise levels of its own"),
-        ("+teachers.a.start=models/a", "teachers.a.start goes round in a circle: a -> a"),
+        ("teachers.a.start=models/a", "teachers.a.start goes round in a circle: a -> a"),
     ],
 )
 def test_wrong_overrides_are_named_in_one_line(
@@ -136,6 +156,28 @@ def test_wrong_overrides_are_named_in_one_line(
     path = tmp_path / "params.yaml"
     assert says in message(capsys, "--output", str(path), override)
     assert not path.exists()
+
+
+def test_an_unknown_name_is_reported_before_a_missing_value(capsys: pytest.CaptureFixture[str]) -> None:
+    said = message(capsys, "--print", "experiment=own", "data.pth=photos")
+    assert said == "pipestill config: parameters: data.pth is not known; did you mean 'path'?\n"
+    with pytest.raises(InputError, match=r"^x: data\.pth is not known; did you mean 'path'\?; data\.path is missing$"):
+        config.check({"data": {"pth": "x", "resolution": 8}, "teachers": {}}, "x")
+
+
+def test_a_mistake_in_what_entries_share_is_reported_once_and_where_it_is_written(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = message(capsys, "--print", "sampling.shared.micro_batch=0", "sampling.runs.student-4.rho=0")
+    assert said.count("micro_batch") == 1
+    assert "sampling.shared.micro_batch=0: input should be" in said
+    assert "sampling.runs.student-4.rho=0: input should be" in said
+
+
+def test_composing_removes_entries(tmp_path: Path) -> None:
+    path = written(tmp_path, "experiment=digits", "~sampling.runs.student-10-cfg15")
+    whole, found = configure.compose(["experiment=digits"]).sampling.runs, config.load(path).sampling.runs
+    assert [*found] == [name for name in whole if name != "student-10-cfg15"]
 
 
 def test_edits_by_hand_are_kept_unless_forced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 from pipestill import __version__, launch, logs, slurm
+from pipestill.arguments import GRAMMAR, Parser
 from pipestill.errors import InputError, PipestillError, Stopped, SurroundingsError, nearest
 from pipestill.stopping import STOPPED
 
@@ -155,19 +156,15 @@ def run(module: ModuleType, parser: argparse.ArgumentParser, arguments: list[str
     return int(code or 0), ""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-
 def _parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=f"pipestill {name}",
         description=(module.__doc__ or COMMANDS[name]).strip(),
-        epilog=f"examples:\n{module.EXAMPLES.rstrip()}\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
+    grammar = f"\n{GRAMMAR}" if any(action.dest == "overrides" for action in parser._actions) else ""
+    parser.epilog = f"examples:\n{module.EXAMPLES.rstrip()}\n{grammar}\n{EXIT_CODES}"
     return parser
 
 

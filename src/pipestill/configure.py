@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import ValidationError
 
 from pipestill import config, digests
-from pipestill.config import Params
+from pipestill.config import Override, Params
 from pipestill.errors import InputError, nearest
+from pipestill.explain import unknown
 from pipestill.work import write_atomic
 
 DIGEST = "# digest of what follows: "
+MISSING = "???"  # Hydra's word for a value that is still to be given
 
 
 def conf_folder() -> Path:
@@ -33,52 +35,63 @@ def conf_folder() -> Path:
 
 
 def compose(overrides: Sequence[str] = ()) -> Params:
-    """Composes conf/ with Hydra's overrides, expands and checks. Raises InputError in one line."""
-    return config.check(expand(_compose(overrides)), "parameters")
+    """Composes conf/ with overrides, expands and checks. Raises InputError in one line."""
+    folder, given = conf_folder(), config.parse_overrides(overrides)
+    chosen = [override for override in given if not override.remove and _is_choice(override, folder)]
+    tree = _composed([f"{override.key}={override.value}" for override in chosen], folder)
+    config.apply(tree, [override for override in given if override not in chosen])
+    if missing := sorted(_missing(tree)):
+        _nothing_unknown(tree)
+        raise InputError(f"{missing[0]} has no value yet: add {missing[0]}=...")
+    return config.check(expand(tree), "parameters", shared=tree)
 
 
-def _compose(overrides: Sequence[str]) -> dict[str, Any]:
-    """The composed tree as plain values, interpolations resolved."""
+def _composed(choices: list[str], folder: Path) -> dict[str, Any]:
+    """The tree that Hydra composes from choices, as plain values; those still to be given are `???`."""
     from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException, OverrideParseException
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    folder = conf_folder()
     try:
         with initialize_config_dir(config_dir=str(folder), version_base="1.3"):
-            tree = compose("config", overrides=[_hydra_form(override, folder) for override in overrides])
-        missing = sorted(OmegaConf.missing_keys(tree))
-        if missing:
-            raise InputError(f"{missing[0]} has no value yet: add {missing[0]}=...")
-        body = OmegaConf.to_container(tree, resolve=True)
-    except OverrideParseException as error:
-        given = error.override.removeprefix("++")
-        raise InputError(f"'{given}' is no override: write GROUP=CHOICE or key.name=value, quoted for Hydra") from None
+            body = OmegaConf.to_container(compose("config", overrides=choices), resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(" ".join(str(error).split())) from None
     assert isinstance(body, dict)
     return {str(key): value for key, value in body.items()}
 
 
-def _hydra_form(override: str, folder: Path) -> str:
-    """A value override also sets names that no group states yet; whether they exist is checked after composing."""
-    key, equals, _ = override.partition("=")
-    if not equals or override[0] in "+~":
-        return override
-    if not key:
-        raise InputError(f"'{override}' names no parameter: write GROUP=CHOICE or key.name=value")
-    group = folder / key.split("@")[0]
-    if group.is_dir():
-        value = override.partition("=")[2]
+def _is_choice(override: Override, folder: Path) -> bool:
+    """Whether an override chooses a file of a group in conf/. Raises InputError for names that are neither."""
+    key, value = override.key, str(override.value)
+    group = folder / key
+    if group.is_dir() and not isinstance(override.value, dict):
         if not (group / f"{value}.yaml").is_file():
             there = sorted(file.stem for file in group.glob("*.yaml"))
             raise InputError(f"{key}={value}: there is no such choice{nearest(value, there)}")
-        return override
-    if "." not in key and not (folder / f"{key}.yaml").exists() and key not in Params.model_fields:
+        return True
+    if "." not in key and not group.is_dir() and key not in Params.model_fields:
         groups = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
         raise InputError(f"{key} is neither a group nor a section{nearest(key, groups)}")
-    return "++" + override
+    return False
+
+
+def _missing(node: Any, prefix: str = "") -> Iterator[str]:
+    """The full names of values that are still to be given."""
+    if node == MISSING:
+        yield prefix
+    for key, value in node.items() if isinstance(node, Mapping) else ():
+        yield from _missing(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def _nothing_unknown(tree: Mapping[str, Any]) -> None:
+    """Raises InputError for names that nothing knows: what is missing may only be misspelt."""
+    try:
+        Params.model_validate(expand(tree))
+    except ValidationError as error:
+        if lines := unknown(Params, error, tree):
+            raise InputError("parameters: " + "; ".join(lines)) from None
 
 
 def expand(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,7 +190,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def render(params: Params, overrides: Sequence[str] = ()) -> str:
     """The text of params.yaml: sections in order, entries by name as stated, each value explicit."""
-    body = yaml.safe_dump(params.plain(), sort_keys=False, width=120, default_flow_style=None, allow_unicode=True)
+    body = config.dump_yaml(params.plain(), width=120, default_flow_style=None)
     command = shlex.join(["pipestill", "config", *overrides])
     return f"# Written by: {command}\n{DIGEST}{digests.of_bytes(body.encode())}\n{body}"
 

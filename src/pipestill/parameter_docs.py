@@ -21,7 +21,7 @@ HEAD = """\
 Made from `src/pipestill/config/` by `pipestill config --docs > docs/parameters.md`.
 
 `params.yaml` holds every value; `pipestill config` writes it from `conf/`. `NAME` stands for the name of an entry
-(`[a-z0-9][a-z0-9-]*`). A stage takes further values at the end of its command line as `key.name=value`.
+(`[a-z0-9][a-z0-9-]*`). A stage takes further values on its command line as `key.name=value`.
 
 Where parameters are composed (`pipestill config`, or a stage with no params.yaml beside it), some settings are shared:
 

@@ -25,7 +25,7 @@ def resolved():
         if Path.cwd() != ROOT.resolve():
             raise PipestillError(f"start snakemake in {ROOT}, where dvc.yaml and params.yaml are")
         stages = pipeline.load(ROOT)
-        stated = parameters_file.parse_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        stated = parameters_file.parse_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"), "params.yaml")
         if not parameters_file.same(config, stated):
             raise PipestillError("the stages read params.yaml alone: edit it, or use pipestill config, not --config")
         parameters_file.check(stated, "params.yaml")

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipestill.arguments import count, counts
 from pipestill.errors import InputError, PipestillError, SurroundingsError
 from pipestill.launch import Spread, start
 from pipestill.progress import say
@@ -36,19 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(parser, output=False, name="which entry of `teachers`")
     parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="dataset artefact")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the page and its figures")
-    parser.add_argument("--ranks", type=_counts, default="1,2", metavar="N,N", help="numbers of ranks (default: 1,2)")
-    parser.add_argument("--updates", type=_count, default=20, metavar="N", help="updates a round, of five")
+    parser.add_argument("--ranks", type=counts, default="1,2", metavar="N,N", help="numbers of ranks (default: 1,2)")
+    parser.add_argument("--updates", type=count, default=20, metavar="N", help="updates a round, of five")
     parser.add_argument("--measure", choices=SCALINGS, help=argparse.SUPPRESS)  # what the ranks of one group are told
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no count: 1 or more")
-    return int(text)
-
-
-def _counts(text: str) -> list[int]:
-    return sorted({_count(part) for part in text.split(",")})
 
 
 def main(options: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """Compose parameters from conf/ with Hydra, check them, and write params.yaml.
 
-Overrides are Hydra's: GROUP=CHOICE picks from conf/, key.name=value sets a value. Each call composes anew: repeat what
+GROUP=CHOICE picks a file of conf/, KEY=VALUE sets a parameter. Each call starts from conf/ again: repeat all that
 belongs to an experiment, or edit params.yaml.
 """
 
@@ -20,7 +20,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="GROUP=CHOICE or key.name=value")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="GROUP=CHOICE, or a parameter (see below)")
     parser.add_argument("--output", type=Path, default=Path("params.yaml"), metavar="FILE", help="what to write")
     parser.add_argument("--force", action="store_true", help="overwrite edits that this command did not make")
     other = parser.add_mutually_exclusive_group()

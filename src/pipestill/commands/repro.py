@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from pipestill import tools
-from pipestill.errors import InputError, Stopped, SurroundingsError
+from pipestill.arguments import count
+from pipestill.errors import Stopped, SurroundingsError
 from pipestill.progress import say
 
 EXAMPLES = """\
@@ -19,13 +20,11 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--attempts", type=int, default=20, metavar="N", help="dvc repro at most so often (20)")
+    parser.add_argument("--attempts", type=count, default=20, metavar="N", help="dvc repro at most so often (20)")
     parser.add_argument("rest", nargs="*", metavar="ARGUMENT", help="for dvc repro: stages, or its options after --")
 
 
 def main(options: argparse.Namespace) -> int:
-    if options.attempts < 1:
-        raise InputError("--attempts: at least 1")
     for attempt in range(1, options.attempts + 1):
         code, stopped = tools.dvc_repro(Path.cwd(), options.rest)
         if code == 0:

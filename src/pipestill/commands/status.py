@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipestill import logs, pipeline, status
+from pipestill.arguments import seconds
 from pipestill.errors import InputError
 from pipestill.pipeline import Pipeline, Stage
 from pipestill.standing import Standing
@@ -24,7 +25,7 @@ from pipestill.work import runs_root
 
 EXAMPLES = """\
   pipestill status
-  pipestill status --watch 10
+  pipestill status --watch
   pipestill status --benchmarks
   pipestill status --json | jq '.[] | select(.state == "failed")'
 """
@@ -36,15 +37,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="for programs")
     how.add_argument("--benchmarks", action="store_true", help="seconds, memory and load of each rule's finished jobs")
-    how.add_argument("--watch", type=float, metavar="SECONDS", help="look again so often, until nothing is left to do")
+    how.add_argument(
+        "--watch",
+        type=seconds,
+        nargs="?",
+        const=10.0,
+        metavar="SECONDS",
+        help="look again so often, until nothing is left to do (10 if not given)",
+    )
 
 
 def main(options: argparse.Namespace) -> None:
     if options.benchmarks:
         print("\n".join(benchmark_lines(runs_root())))
         return
-    if options.watch is not None and options.watch <= 0:
-        raise InputError("--watch: seconds, more than 0")
     while True:
         found = look(pipeline.load(Path.cwd()), runs_root())
         if options.json:

@@ -42,12 +42,16 @@ from pipestill.config.models import (
     TrainingParams,
     TuneParams,
 )
+from pipestill.config.overrides import (
+    Override,
+    apply,
+    parse_overrides,
+)
 from pipestill.config.reading import (
     Checked,
     check,
     check_section,
     load,
-    parse_yaml,
     same,
 )
 from pipestill.config.runs import (
@@ -65,6 +69,10 @@ from pipestill.config.students import (
     PoolParams,
     StudentParams,
     ValidationParams,
+)
+from pipestill.config.values import (
+    dump_yaml,
+    parse_yaml,
 )
 from pipestill.config.whole import (
     Params,
@@ -95,6 +103,7 @@ __all__ = [
     "NetworkParams",
     "OperationParams",
     "OptimizerParams",
+    "Override",
     "Params",
     "PoolParams",
     "PreviewParams",
@@ -112,10 +121,13 @@ __all__ = [
     "TuneParams",
     "ValidationParams",
     "VpParams",
+    "apply",
     "check",
     "check_section",
     "denoiser_params",
+    "dump_yaml",
     "load",
+    "parse_overrides",
     "parse_yaml",
     "same",
 ]

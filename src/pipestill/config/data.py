@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from pipestill.artifacts import LICENCE, MANIFEST
-from pipestill.config.fields import Count, Fraction, Positive, Section, Seed
+from pipestill.config.fields import Count, Fraction, PathText, Positive, Section, Seed
 
 
 class ExampleParams(Section):
@@ -43,7 +43,7 @@ class ExpectParams(Section):
 class DataParams(Section):
     """The dataset stage: where the images are and how they are stored."""
 
-    path: str
+    path: PathText
     format: Literal["folder", "edm", "npz", "lmdb"] = "folder"
     resolution: Annotated[int, Field(ge=4, le=4096)]
     color: Literal["grey", "rgb"] = "rgb"
@@ -51,7 +51,7 @@ class DataParams(Section):
     filter: Literal["box", "bilinear", "bicubic", "lanczos"] = "box"
     on_bad: Literal["refuse", "set-aside"] = "refuse"
     labels: bool = True
-    class_names: str | None = None  # a file with a class a line, for formats that number them
+    class_names: PathText | None = None  # a file with a class a line, for formats that number them
     expect: ExpectParams | None = None
     split: SplitParams = SplitParams()
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)] = 2  # Hamming distance of 64-bit difference hashes

@@ -4,8 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
+
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            stated = value.plain() if isinstance(value, Section) else value
+            raise ValueError(f"{stated} is there twice, which would count it twice")
+    return values
+
+
+def _no_home(path: str) -> str:
+    if path.startswith("~"):
+        raise ValueError(f"{path}: ~ is only expanded on a command line, write the whole path")
+    return path
+
+
+Once = AfterValidator(_each_once)  # of a list whose repeats would make no sense
+PathText = Annotated[str, Field(min_length=1), AfterValidator(_no_home)]  # relative to the project
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -24,7 +41,18 @@ Precision = Literal["fp32", "bf16"]
 class Section(BaseModel):
     """A frozen group of parameters; unknown names are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`layers: true` would count as 1."""
+        many = isinstance(value, list | tuple)
+        if any(isinstance(each, bool) for each in (value if many else [value])):
+            name = str(info.field_name)
+            if "bool" not in str(cls.model_fields[name].annotation):
+                raise ValueError(f"{'a list with' if many else ''} true or false is not expected here".strip())
+        return value
 
     def plain(self) -> dict[str, Any]:
         """The section as plain JSON values, the form that manifests and keys hold."""

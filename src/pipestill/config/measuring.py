@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-from pipestill.config.fields import ExtractorName, Positive, Rate, Section, Seed
+from pipestill.config.fields import ExtractorName, Once, PathText, Positive, Rate, Section, Seed
 
 
 class ClassifierParams(Section):
@@ -23,8 +23,8 @@ class ClassifierParams(Section):
 class ProtocolParams(Section):
     """How figures are measured; the reference artefact carries it to whoever measures against it."""
 
-    extractors: tuple[ExtractorName, ...] = ("classifier", "efficientnet_lite0")
-    inception_weights: str | None = None  # path of torch-fidelity's weights file, for the `inception` extractor
+    extractors: Annotated[tuple[ExtractorName, ...], Once] = ("classifier", "efficientnet_lite0")
+    inception_weights: PathText | None = None  # path of torch-fidelity's weights file, for the `inception` extractor
     kid_subsets: Positive = 50
     kid_subset_size: Positive = 100
     neighbours: Positive = 3  # k of improved precision and recall
@@ -34,7 +34,7 @@ class ProtocolParams(Section):
 class FloorParams(Section):
     """Real-against-real figures: class-stratified draws from train, measured against test, at the counts in use."""
 
-    counts: tuple[Positive, ...] = (500,)
+    counts: Annotated[tuple[Positive, ...], Once] = (500,)
     draws: Positive = 5
 
 
@@ -42,7 +42,7 @@ class ReferenceParams(Section):
     protocol: ProtocolParams = ProtocolParams()
     classifier: ClassifierParams = ClassifierParams()
     floor: FloorParams = FloorParams()
-    statistics: str | None = None  # an EDM npz with mu and sigma, read for the `inception` extractor
+    statistics: PathText | None = None  # an EDM npz with mu and sigma, read for the `inception` extractor
     files: Annotated[str, StringConstraints(pattern=r"^(dataset|fetched/[a-z0-9][a-z0-9-]*)$")] = "dataset"  # follows
     batch: Positive = 256
     threads: Positive = 1

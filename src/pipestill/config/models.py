@@ -13,6 +13,7 @@ from pipestill.config.fields import (
     ExtractorName,
     Fraction,
     Name,
+    Once,
     Positive,
     Precision,
     Rate,
@@ -147,9 +148,9 @@ class SolverParams(Section):
 class TuneParams(Section):
     """The choice of each sampler's sigma range by the validation distance."""
 
-    solvers: tuple[SolverParams, ...]
-    sigma_max: tuple[Sigma, ...] = (80.0, 20.0, 8.0)
-    sigma_min: tuple[Sigma, ...] = (0.002, 0.05, 0.15)
+    solvers: Annotated[tuple[SolverParams, ...], Once]
+    sigma_max: Annotated[tuple[Sigma, ...], Once] = (80.0, 20.0, 8.0)
+    sigma_min: Annotated[tuple[Sigma, ...], Once] = (0.002, 0.05, 0.15)
     rho: Annotated[float, Field(gt=0)] = 7.0
     extractor: ExtractorName = "efficientnet_lite0"
     images: Positive = 270

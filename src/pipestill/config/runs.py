@@ -9,6 +9,8 @@ from pydantic import Field, StringConstraints, model_validator
 from pipestill.config.fields import (
     Count,
     Name,
+    Once,
+    PathText,
     Positive,
     Precision,
     SamplerName,
@@ -51,7 +53,7 @@ class RunParams(Section):
     images: Positive = 500  # for each seed
     store: Literal["images", "features"] = "images"  # features: measured where they are made, no image is written
     extractors: Literal["dataset", "reference"] = "dataset"  # follows `store`: whose extractors measure
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), Once] = (0,)
     micro_batch: Positive = 64
     precision: Precision = "fp32"  # bf16: networks under autocast; on a GPU, fp32 products take TF32
     threads: Positive = 1
@@ -96,7 +98,7 @@ class PreviewParams(Section):
 
     every: Count = 0  # updates or epochs between previews; 0 switches them off
     unit: Literal["updates", "epochs"] = "updates"
-    classes: tuple[str, ...] = ()  # by name, a row each; empty: up to `rows` of them, evenly spread
+    classes: Annotated[tuple[str, ...], Once] = ()  # by name, a row each; empty: up to `rows` of them, evenly spread
     rows: Positive = 10
     each: Positive = 4  # pictures a row
     seed: Seed = 0
@@ -115,8 +117,8 @@ class OperationParams(Section):
     keep_states: Positive = 2
     preview: PreviewParams = PreviewParams()
     log_every: Positive = 20  # updates between figures taken from the device, logged and checked for NaN
-    trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ()
+    trackers: Annotated[tuple[Literal["tensorboard", "mlflow", "wandb"], ...], Once] = ()
     timeout: Annotated[float, Field(gt=0)] = 600.0  # seconds a collective may take
     margin: Weight = 60.0  # seconds before its job's end in which a stage stops; more where saving takes long
-    container: Annotated[str, Field(min_length=1)] | None = None  # Apptainer image in which stages over ranks run
+    container: PathText | None = None  # Apptainer image in which stages over ranks run
     record: bool = True  # let Snakemake's end call `pipestill record`

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipestill import artifacts, config
+from pipestill.arguments import count, minutes
 from pipestill.config import OperationParams, Params
 from pipestill.config.runs import RankedStage
 from pipestill.errors import InputError
@@ -37,14 +37,14 @@ def add_common(parser: argparse.ArgumentParser, *, output: bool = True, name: st
     parser.add_argument(
         "--params", type=Path, metavar="FILE", help="parameter file (default: params.yaml, else the packaged one)"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="parameters to set, by full name")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="parameters to set, by full name (see below)")
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:
     """Adds what stages that run over ranks share."""
-    parser.add_argument("--ranks", type=_positive, metavar="N", help="processes (default: operation.ranks, else 1)")
+    parser.add_argument("--ranks", type=count, metavar="N", help="processes (default: operation.ranks, else 1)")
     parser.add_argument(
-        "--nodes", type=_positive, metavar="N", help="nodes of a Slurm job that share them (default: operation.nodes)"
+        "--nodes", type=count, metavar="N", help="nodes of a Slurm job that share them (default: operation.nodes)"
     )
     add_deadline(parser)
 
@@ -52,22 +52,8 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
 def add_deadline(parser: argparse.ArgumentParser) -> None:
     """Adds the deadline of a stage that can stop and go on."""
     parser.add_argument(
-        "--deadline-min", type=_minutes, metavar="MIN", help="save, stop and exit 75 after so many minutes"
+        "--deadline-min", type=minutes, metavar="MIN", help="save, stop and exit 75 after so many minutes"
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return value
-
-
-def _minutes(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError("minutes from now, 0 or more")
-    return value
 
 
 def load_params(options: argparse.Namespace) -> Params:
