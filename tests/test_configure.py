@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import yaml
 
 from pipestill import cli, config, configure, parameter_docs
 from pipestill.errors import InputError
+from pipestill.stages.common import load_params
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -232,10 +235,27 @@ def test_shared_settings_are_led_to_their_place_in_a_parameter_file(tmp_path: Pa
         config.load(written(tmp_path), [override])
 
 
-def test_a_run_with_a_solver_that_is_not_tuned_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("sampling.runs.student-4.images=40", "student-4.images: 40 is not among reference.floor.counts [500]"),
+        ("sampling.runs.teacher-heun-9.steps=6", "heun at 6 steps is not in tune.teacher.solvers"),
+        ("tune.teacher.solvers=[{sampler: 2m, steps: 8}]", "is not in tune.teacher.solvers"),
+        ("data.labels=false", "data.labels=false leaves no classes"),
+        ("data.resolution=33", "and 33 pixels cannot be"),
+        ("distillation.students.student-4.teacher=mine", "'mine' is no teacher"),
+    ],
+)
+def test_what_sections_ask_of_each_other_is_checked_for_a_pipeline_but_not_for_one_stage(
+    override: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = written(tmp_path)
-    with pytest.raises(InputError, match=r"heun at 6 steps is not in tune\.teacher\.solvers"):
-        config.load(path, ["sampling.runs.teacher-heun-9.steps=6"])
+    options = argparse.Namespace(params=path, overrides=[override])
+    assert load_params(options) == config.load(path, [override])
+    assert says in message(capsys, "--check", "--output", str(path), override)
+    monkeypatch.setenv("DVC_STAGE", "sample@student-4")  # as DVC runs its stages
+    with pytest.raises(InputError, match=re.escape(says)):
+        load_params(options)
 
 
 def test_without_params_yaml_a_stage_takes_the_packaged_demo(tmp_path: Path) -> None:

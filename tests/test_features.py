@@ -118,12 +118,19 @@ def test_what_does_not_fit_is_refused_in_one_line(
         *sampling, features, "--extractors", digits_reference, "--png", tmp_path / "png"
     )
     assert "belong together" in refused(*sampling, parameters(tmp_path, store="features"))
-    few = parameters(tmp_path, images=30, **FEATURES)
-    assert "has no real-against-real floor" in refused(*sampling, few, "--extractors", digits_reference)
     other = make_model(tmp_path / "other").path
     sampling[4] = other
     assert "use the reference of this data" in refused(*sampling, features, "--extractors", digits_reference)
     assert not (tmp_path / "samples").exists()
+
+
+def test_a_floor_is_needed_to_evaluate_and_not_to_sample(
+    tmp_path: Path, model: Path, digits_reference: Path, refused: Callable[..., str]
+) -> None:
+    samples = sampled(tmp_path, "few", model, digits_reference, images=5, **FEATURES)
+    assert open_samples(samples).images_per_seed == 5
+    measuring = ["evaluate", "--name", "run", "--samples", samples, "--output", tmp_path / "figures"]
+    assert "has no real-against-real floor at 5 images" in refused(*measuring, "--reference", digits_reference)
 
 
 def test_features_are_tied_to_extractors_and_not_to_floors(

@@ -341,6 +341,12 @@ def test_wrong_parameters_are_one_line_and_exit_2(
     assert not (tmp_path / "tuned").exists()
 
 
+def test_solvers_that_no_run_uses_are_tuned_by_hand(tmp_path: Path, teacher: Path, digits_reference: Path) -> None:
+    words = command(tmp_path, teacher, digits_reference, solvers=[{"sampler": "euler", "steps": 2}])
+    assert cli.main([*words, "tune.teacher.solvers=[{sampler: 2m, steps: 1}]", "tune.teacher.sigma_min=[0.05]"]) == 0
+    assert list(json.loads((tmp_path / "tuned" / "tuned.json").read_text())) == ["2m-1"]
+
+
 def test_a_model_of_other_images_is_refused(tmp_path: Path, digits_reference: Path) -> None:
     classes = open_reference(digits_reference).classes
     for name, what in (

@@ -34,16 +34,20 @@ def conf_folder() -> Path:
     raise InputError("the packaged conf/ is missing: install pipestill again")
 
 
-def compose(overrides: Sequence[str] = ()) -> Params:
-    """Composes conf/ with overrides, expands and checks. Raises InputError in one line."""
+def compose(overrides: Sequence[str] = (), *, whole: bool = True, needs: Sequence[str] = ()) -> Params:
+    """Composes conf/ with overrides, expands and checks. Raises InputError in one line.
+
+    Without `whole`, for one stage, only the sections in `needs` must be complete, and sections may contradict others.
+    """
     folder, given = conf_folder(), config.parse_overrides(overrides)
     chosen = [override for override in given if not override.remove and _is_choice(override, folder)]
     tree = _composed([f"{override.key}={override.value}" for override in chosen], folder)
     config.apply(tree, [override for override in given if override not in chosen])
-    if missing := sorted(_missing(tree)):
+    missing = [key for key in sorted(_missing(tree)) if whole or key.split(".")[0] in needs]
+    if missing:
         _nothing_unknown(tree)
         raise InputError(f"{missing[0]} has no value yet: add {missing[0]}=...")
-    return config.check(expand(tree), "parameters", shared=tree)
+    return config.check(expand(tree), "parameters", shared=tree, whole=whole)
 
 
 def _composed(choices: list[str], folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def resolved():
         stated = parameters_file.parse_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"), "params.yaml")
         if not parameters_file.same(config, stated):
             raise PipestillError("the stages read params.yaml alone: edit it, or use pipestill config, not --config")
-        parameters_file.check(stated, "params.yaml")
+        parameters_file.check(stated, "params.yaml", whole=True)
         config.update(stated)
     except PipestillError as error:
         raise WorkflowError(str(error)) from None

@@ -38,7 +38,7 @@ def main(options: argparse.Namespace) -> None:
 
         print(parameter_docs.page(), end="")
     elif options.check:
-        config.load(options.output, options.overrides)
+        config.load(options.output, options.overrides, whole=True)
         say(f"{options.output} is in order")
     else:
         params = configure.compose(options.overrides)

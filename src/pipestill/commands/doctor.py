@@ -176,7 +176,7 @@ def parameters(root: Path) -> Iterator[Line]:
         yield Line("warn", "no params.yaml here: stages take the packaged demo; write one with pipestill config")
         return
     try:
-        config.load(path)
+        config.load(path, whole=True)
     except PipestillError as error:
         yield Line("fail", str(error))
         return

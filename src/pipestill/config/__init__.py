@@ -76,6 +76,7 @@ from pipestill.config.values import (
 )
 from pipestill.config.whole import (
     Params,
+    contradictions,
 )
 
 __all__ = [
@@ -124,6 +125,7 @@ __all__ = [
     "apply",
     "check",
     "check_section",
+    "contradictions",
     "denoiser_params",
     "dump_yaml",
     "load",

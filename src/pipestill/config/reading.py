@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pipestill.config.fields import Section
 from pipestill.config.overrides import apply, parse_overrides
 from pipestill.config.values import parse_yaml
-from pipestill.config.whole import Params
+from pipestill.config.whole import Params, contradictions
 from pipestill.errors import InputError
 from pipestill.explain import explain
 
@@ -25,8 +25,8 @@ def same(found: Any, stated: Any) -> bool:
     return bool(found == stated) or (isinstance(found, str) and parse_yaml(found) == stated)
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Params:
-    """Reads and checks a parameter file, `key.name=value` overrides applied. Raises InputError."""
+def load(path: Path, overrides: Sequence[str] = (), *, whole: bool = False) -> Params:
+    """Reads a parameter file, applies `key.name=value` overrides, checks (`whole`: see `check`). Raises InputError."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -36,18 +36,28 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Params:
     if not isinstance(body, dict):
         raise InputError(f"{path} holds no parameters: write it again with pipestill config")
     apply(body, parse_overrides(overrides))
-    return check(body, str(path))
+    return check(body, str(path), whole=whole)
 
 
 Checked = TypeVar("Checked", bound=Section)
 
 
-def check(body: Mapping[str, Any], where: str = "parameters", shared: Mapping[str, Any] | None = None) -> Params:
+def check(
+    body: Mapping[str, Any],
+    where: str = "parameters",
+    shared: Mapping[str, Any] | None = None,
+    *,
+    whole: bool = False,
+) -> Params:
     """Validates a plain mapping. Raises InputError naming each wrong key, its allowed range and the nearest name.
 
-    `shared` is what the mapping was expanded from: what is wrong in it is named once, as it was written there.
+    `shared` is what the mapping was expanded from: what is wrong in it is named once, as it was written there. With
+    `whole`, what must hold between the sections is checked too: the pipeline needs it, a single stage does not.
     """
-    return check_section(Params, body, where, shared)
+    params = check_section(Params, body, where, shared)
+    for contradiction in contradictions(params) if whole else ():
+        raise InputError(f"{where}: {contradiction}")
+    return params
 
 
 def check_section(

@@ -1,18 +1,15 @@
-"""All parameters together, and what must hold between their sections."""
+"""All parameters together, and what must hold between the sections for the pipeline to run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any, Self
-
-from pydantic import model_validator
 
 from pipestill.config.data import DataParams, ExampleParams, FetchParams
 from pipestill.config.fields import Name, Section
 from pipestill.config.measuring import EvaluationParams, ReferenceParams, ReportParams
 from pipestill.config.models import ConvertParams, TeacherParams, TuneParams
-from pipestill.config.runs import OperationParams, SamplingParams
+from pipestill.config.runs import OperationParams, RunParams, SamplingParams
 from pipestill.config.students import DistillationParams
 from pipestill.errors import nearest
 
@@ -33,83 +30,110 @@ class Params(Section):
     report: ReportParams = ReportParams()
     operation: OperationParams = OperationParams()
 
-    @model_validator(mode="after")
-    def _names_refer(self) -> Self:
-        students = self.distillation.students
-        kinds: dict[str, Mapping[str, Section]] = {
-            "converted model": self.converted,
-            "teacher": self.teachers,
-            "student": students,
-        }
-        for (first, own), (second, other) in combinations(kinds.items(), 2):
-            if clash := set(own) & set(other):
-                raise ValueError(f"'{min(clash)}' names both a {first} and a {second}")
-        models = [*self.converted, *self.teachers, *students]
-        self._files_are_fetched()
-        for name, teacher in self.teachers.items():
-            where = f"teachers.{name}"
-            if teacher.begins_with is not None:
-                _known(f"{where}.start", teacher.begins_with, models, "model")
-                self._ends_somewhere(name)
-            elif teacher.network is not None and (misfit := teacher.network.misfit(self.data.resolution)):
-                raise ValueError(f"{where}: {misfit}")
-        if not self.data.labels:
-            self._nothing_asks_for_classes()
-        for name in self.tune:
-            _known(f"tune.{name}", name, [*self.converted, *self.teachers], "teacher")
-            if not any(run.sigmas == f"tuned/{name}" for run in self.sampling.runs.values()):
-                raise ValueError(f"tune.{name}: no run has sigmas=tuned/{name}, so nothing would use it")
-        for name, student in students.items():
-            where = f"distillation.students.{name}"
-            _known(f"{where}.teacher", student.teacher, [*self.converted, *self.teachers], "teacher")
-            _known(f"{where}.init", student.init, models, "model")
-        for name, run in self.sampling.runs.items():
-            where = f"sampling.runs.{name}"
-            _known(f"{where}.model", run.model, models, "model")
-            kind, _, source = run.sigmas.partition("/")
-            if kind == "tuned":
-                _known(f"{where}.sigmas", source, self.tune, "entry of tune")
-                tuned = [(solver.sampler, solver.steps) for solver in self.tune[source].solvers]
-                if (run.sampler, run.steps) not in tuned:
-                    raise ValueError(f"{where}: {run.sampler} at {run.steps} steps is not in tune.{source}.solvers")
-            if source != run.model:
-                raise ValueError(f"{where}.sigmas: {run.sigmas} belongs to another model than {run.model}")
-            if run.images not in self.reference.floor.counts:
-                raise ValueError(
-                    f"{where}.images: {run.images} is not among reference.floor.counts "
-                    f"{list(self.reference.floor.counts)}: leave those out of pipestill config, they follow the runs"
-                )
-        return self
 
-    def _ends_somewhere(self, name: str) -> None:
-        """Teachers that start from one another in a circle could none of them begin."""
-        seen, here = [name], self.teachers[name].begins_with
-        while here in self.teachers:
-            if here in seen:
-                raise ValueError(f"teachers.{name}.start goes round in a circle: {' -> '.join((*seen, here))}")
-            seen.append(here)
-            here = self.teachers[here].begins_with
+def contradictions(params: Params) -> Iterator[str]:
+    """What the sections say against each other, one line each: the pipeline could not run with it.
 
-    def _files_are_fetched(self) -> None:
-        """What is taken from fetched files names entries and files that there are."""
-        for name, made in self.converted.items():
-            where = f"converted.{name}"
-            _known(f"{where}.input", made.input, self.fetched, "entry of fetched")
-            _known(f"{where}.file", made.file, [file.path for file in self.fetched[made.input].files], "fetched file")
-        kind, _, source = self.reference.files.partition("/")
-        if kind == "fetched":
-            _known("reference.files", source, self.fetched, "entry of fetched")
-
-    def _nothing_asks_for_classes(self) -> None:
-        if "classifier" in self.reference.protocol.extractors:
-            raise ValueError(
-                "data.labels=false leaves no classes: take classifier out of reference.protocol.extractors"
-            )
-        for name, run in self.sampling.runs.items():
-            if run.plan != "none":
-                raise ValueError(f"sampling.runs.{name}.plan={run.plan}: data.labels=false leaves no classes, use none")
+    A stage that is run by hand reads one section, so it is not refused for these.
+    """
+    yield from _ambiguous(params)
+    yield from _not_fetched(params)
+    yield from _teachers(params)
+    if not params.data.labels:
+        yield from _asks_for_classes(params)
+    yield from _tune(params)
+    models, teachers = _models(params), [*params.converted, *params.teachers]
+    for name, student in params.distillation.students.items():
+        where = f"distillation.students.{name}"
+        yield from _unknown(f"{where}.teacher", student.teacher, teachers, "teacher")
+        yield from _unknown(f"{where}.init", student.init, models, "model")
+    for name, run in params.sampling.runs.items():
+        yield from _run(params, f"sampling.runs.{name}", run, models)
 
 
-def _known(where: str, name: str, known: Mapping[str, Any] | Sequence[str], what: str) -> None:
+def _models(params: Params) -> list[str]:
+    return [*params.converted, *params.teachers, *params.distillation.students]
+
+
+def _ambiguous(params: Params) -> Iterator[str]:
+    kinds: dict[str, Mapping[str, Section]] = {
+        "converted model": params.converted,
+        "teacher": params.teachers,
+        "student": params.distillation.students,
+    }
+    for (first, own), (second, other) in combinations(kinds.items(), 2):
+        for name in sorted(set(own) & set(other)):
+            yield f"'{name}' names both a {first} and a {second}"
+
+
+def _not_fetched(params: Params) -> Iterator[str]:
+    """Entries and files of `fetched` that are referred to but do not exist."""
+    for name, made in params.converted.items():
+        where = f"converted.{name}"
+        yield from _unknown(f"{where}.input", made.input, params.fetched, "entry of fetched")
+        if made.input in params.fetched:
+            files = [file.path for file in params.fetched[made.input].files]
+            yield from _unknown(f"{where}.file", made.file, files, "fetched file")
+    kind, _, source = params.reference.files.partition("/")
+    if kind == "fetched":
+        yield from _unknown("reference.files", source, params.fetched, "entry of fetched")
+
+
+def _teachers(params: Params) -> Iterator[str]:
+    for name, teacher in params.teachers.items():
+        where = f"teachers.{name}"
+        if teacher.begins_with is not None:
+            yield from _unknown(f"{where}.start", teacher.begins_with, _models(params), "model")
+            yield from _circle(params, name)
+        elif teacher.network is not None and (misfit := teacher.network.misfit(params.data.resolution)):
+            yield f"{where}: {misfit}"
+
+
+def _circle(params: Params, name: str) -> Iterator[str]:
+    """Teachers that start from one another in a circle could none of them begin."""
+    seen, here = [name], params.teachers[name].begins_with
+    while here in params.teachers:
+        if here in seen:
+            yield f"teachers.{name}.start goes round in a circle: {' -> '.join((*seen, here))}"
+            return
+        seen.append(here)
+        here = params.teachers[here].begins_with
+
+
+def _asks_for_classes(params: Params) -> Iterator[str]:
+    if "classifier" in params.reference.protocol.extractors:
+        yield "data.labels=false leaves no classes: take classifier out of reference.protocol.extractors"
+    for name, run in params.sampling.runs.items():
+        if run.plan != "none":
+            yield f"sampling.runs.{name}.plan={run.plan}: data.labels=false leaves no classes, use none"
+
+
+def _tune(params: Params) -> Iterator[str]:
+    for name in params.tune:
+        yield from _unknown(f"tune.{name}", name, [*params.converted, *params.teachers], "teacher")
+        if not any(run.sigmas == f"tuned/{name}" for run in params.sampling.runs.values()):
+            yield f"tune.{name}: no run has sigmas=tuned/{name}, so nothing would use it"
+
+
+def _run(params: Params, where: str, run: RunParams, models: Sequence[str]) -> Iterator[str]:
+    yield from _unknown(f"{where}.model", run.model, models, "model")
+    kind, _, source = run.sigmas.partition("/")
+    if kind == "tuned":
+        yield from _unknown(f"{where}.sigmas", source, params.tune, "entry of tune")
+        tuned = (
+            [(solver.sampler, solver.steps) for solver in params.tune[source].solvers] if source in params.tune else []
+        )
+        if source in params.tune and (run.sampler, run.steps) not in tuned:
+            yield f"{where}: {run.sampler} at {run.steps} steps is not in tune.{source}.solvers"
+    if source != run.model:
+        yield f"{where}.sigmas: {run.sigmas} belongs to another model than {run.model}"
+    if run.images not in params.reference.floor.counts:
+        yield (
+            f"{where}.images: {run.images} is not among reference.floor.counts "
+            f"{list(params.reference.floor.counts)}: leave those out of pipestill config, they follow the runs"
+        )
+
+
+def _unknown(where: str, name: str, known: Mapping[str, object] | Sequence[str], what: str) -> Iterator[str]:
     if name not in known:
-        raise ValueError(f"{where}: '{name}' is no {what}{nearest(name, known)}")
+        yield f"{where}: '{name}' is no {what}{nearest(name, known)}"

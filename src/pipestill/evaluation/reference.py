@@ -209,11 +209,10 @@ class Reference:
             )
 
     def check_count(self, count: int) -> None:
-        """Raises InputError where so many images a seed cannot be measured under this protocol."""
-        self.floor(count)
+        """Raises InputError if the protocol's KID subsets or neighbours do not fit into `count` images per seed."""
         if count < self.protocol.kid_subset_size or count <= self.protocol.neighbours:
             raise InputError(
-                f"{count} images a seed are too few for subsets of {self.protocol.kid_subset_size} and "
+                f"{count} images per seed are too few for subsets of {self.protocol.kid_subset_size} and "
                 f"{self.protocol.neighbours} neighbours: sample more, or lower reference.protocol.kid_subset_size"
             )
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pipestill.training.loop import Training
     from pipestill.work import Work
 
+DVC_STAGE = "DVC_STAGE"  # DVC sets it for the commands that it runs
+
 
 def add_common(parser: argparse.ArgumentParser, *, output: bool = True, name: str | None = None) -> None:
     """Adds the shared arguments; `name` describes the entry (teacher, student, run) that the stage works on."""
@@ -56,14 +58,19 @@ def add_deadline(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_params(options: argparse.Namespace) -> Params:
-    """The parameters that this call works with, checked."""
-    path = options.params or Path("params.yaml")
+def load_params(options: argparse.Namespace, *needs: str) -> Params:
+    """The parameters that this call works with, checked.
+
+    A stage that is run by hand reads one section, so it is not refused for what other stages need. DVC has no moment
+    before its stages at which the whole could be checked, so under DVC each stage does it. Where parameters are
+    composed, the sections in `needs` must be complete.
+    """
+    path, whole = options.params or Path("params.yaml"), DVC_STAGE in os.environ
     if options.params is None and not path.exists():
         from pipestill import configure
 
-        return configure.compose(options.overrides)
-    return config.load(path, options.overrides)
+        return configure.compose(options.overrides, whole=whole, needs=needs)
+    return config.load(path, options.overrides, whole=whole)
 
 
 def spread_of(options: argparse.Namespace, stage: RankedStage) -> Spread:

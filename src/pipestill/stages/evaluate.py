@@ -142,6 +142,7 @@ def check(samples: Samples, reference: Reference) -> None:
             f"{path} has {len(samples.index['classes'])} classes, {against} has {len(reference.classes)} or other "
             "names: use the reference of this data"
         )
+    reference.floor(samples.images_per_seed)
     reference.check_count(samples.images_per_seed)
     if samples.spaces and samples.artifact.manifest.inputs["extractors"] != reference.measures:
         raise InputError(f"{path} holds features by other extractors than {against}'s: sample it anew for this one")
