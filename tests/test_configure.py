@@ -268,6 +268,14 @@ def test_without_params_yaml_a_stage_takes_the_packaged_demo(tmp_path: Path) -> 
     assert done.stdout == "data/digits/images 16\n"
 
 
+def test_without_params_yaml_a_stage_only_needs_its_own_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = argparse.Namespace(params=None, overrides=["experiment=own", "distillation.shared.batch=7"])
+    assert load_params(options).distillation.students["student-4"].batch == 7
+    with pytest.raises(InputError, match=r"data\.path has no value yet"):
+        load_params(options, "data")
+
+
 def test_documentation_and_schema_are_current() -> None:
     assert (ROOT / "docs" / "parameters.md").read_text() == parameter_docs.page(), "run make generated"
     schema = ROOT / "workflow" / "schemas" / "params.schema.json"

@@ -37,6 +37,18 @@ def test_folder_lists_classes_and_names_in_order(tmp_path: Path) -> None:
     assert source.parts is None
 
 
+def test_folders_named_by_numbers_are_classes_in_the_order_of_these(tmp_path: Path) -> None:
+    for name in ("10", "2", "0", "1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(b"")
+    source = opened(tmp_path)
+    assert source.classes == ("0", "1", "2", "10")
+    assert list(source.names) == ["0/x.png", "1/x.png", "10/x.png", "2/x.png"]
+    assert source.labels.tolist() == [0, 1, 3, 2]
+    (tmp_path / "10").rename(tmp_path / "10b")
+    assert opened(tmp_path).classes == ("0", "1", "10b", "2")
+
+
 def test_folder_split_takes_parts_from_the_top_level(tmp_path: Path) -> None:
     for part in ("train", "test"):
         class_folders(tmp_path / part, each=2)

@@ -266,6 +266,20 @@ def test_check_finds_bad_files_and_writes_no_artefact(run: Run, capsys: pytest.C
     assert list(Path("runs").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [("data.labels=false", "there is no classifier to measure with"), ("data.resolution=33", "33 pixels cannot be")],
+)
+def test_check_names_what_the_parameters_of_other_stages_would_refuse(
+    override: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class_folders(Path("mine"), each=200, side=33)
+    words = ["data.transform=center-crop", "reference.floor.counts=[200]", override]
+    assert cli.main(["dataset", "--check", "mine", *words]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "would refuse this" in line]
+    assert says in line
+
+
 def test_report_counts_what_is_there(tmp_path: Path) -> None:
     photos = class_folders(tmp_path / "photos", each=10)
     twin = (photos / "a/0003.png").read_bytes()

@@ -88,7 +88,7 @@ def test_classes_go_by_name_and_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"class_labels": ["nougth"]}, "the model knows no class 'nougth'; did you mean 'nought'"),
+        ({"class_labels": ["nougth"]}, "there is no class 'nougth'; did you mean 'nought'"),
         ({"class_labels": [99]}, "class 99: the model's classes are 0 to"),
         ({"class_labels": [0], "num_inference_steps": 5}, "was distilled for 4 steps"),
         ({"class_labels": [0, 1], "num_images": 3}, "num_images=3, but 2 class labels"),

@@ -137,7 +137,7 @@ def test_more_ranks_than_items_leaves_ranks_without_work(tmp_path: Path, model: 
 
 def test_items_are_the_same_each_time_and_rows_are_the_classes_asked_for(tmp_path: Path, model: Path) -> None:
     alone = World(0, 1, torch.device("cpu"))
-    made = previews(model, tmp_path, alone, classes=(CLASSES[2], CLASSES[0]), each=3)
+    made = previews(model, tmp_path, alone, classes=(CLASSES[2], 0), each=3)
     with made:
         made.make(5, 0)
         made.make(6, 1)
@@ -147,7 +147,9 @@ def test_items_are_the_same_each_time_and_rows_are_the_classes_asked_for(tmp_pat
     again = previews(model, tmp_path / "other", alone, classes=(CLASSES[0],), each=3)
     assert torch.equal(made._labels, torch.tensor([2, 2, 2, 0, 0, 0]))
     assert torch.equal(again._labels, torch.tensor([0, 0, 0]))
-    with pytest.raises(InputError, match=r"operation.preview.classes: there is no 'nowt'; did you mean 'nought'\?"):
+    with pytest.raises(
+        InputError, match=r"operation.preview.classes: there is no class 'nowt'; did you mean 'nought'\?"
+    ):
         previews(model, tmp_path, alone, classes=("nowt",))
 
 

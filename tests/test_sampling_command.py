@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from commands import Command, alive, payload, run, write_params
+from commands import Command, alive, here, payload, run, write_params
 from pipestill import cli
 from pipestill.networks.model import NativeSchedule
+from pipestill.sampling.store import open_samples
 from tiny_models import make_model
 
 IMAGES = 150
@@ -58,6 +59,20 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> str:
     assert code == 0, output
     assert "150 images for each of 1 seeds, renoise at 4 steps, 4 evaluations an image, 1 ranks" in output
     return payload(folder / "samples")
+
+
+def test_a_number_of_images_without_a_floor_is_sampled(tmp_path: Path, teacher: Path) -> None:
+    here(*arguments(tmp_path, teacher), "sampling.runs.run.images=5", runs=tmp_path / "runs")
+    assert open_samples(tmp_path / "samples").count == 5
+
+
+def test_a_listed_plan_takes_names_and_numbers(tmp_path: Path, teacher: Path) -> None:
+    command = arguments(tmp_path, teacher, images=4, plan="listed", classes=["two", 0])
+    here(*command, runs=tmp_path / "runs")
+    assert open_samples(tmp_path / "samples").labels.tolist() == [2, 0, 2, 0]
+    code, output = run(*command, "sampling.runs.run.classes=[tow]", runs=tmp_path / "runs")
+    assert code == 2
+    assert "there is no class 'tow'; did you mean 'two'?" in output
 
 
 @pytest.mark.parametrize("ranks", [3])
@@ -204,7 +219,10 @@ def refuse(
     [
         ({"guidance": 1.5}, "has no unconditional branch: use guidance=1"),
         ({"plan": "none"}, "was not trained without a class"),
-        ({"plan": "listed", "classes": [0, 3]}, "the model's classes are 0 to 2"),
+        (
+            {"plan": "listed", "classes": [0, 3]},
+            "classes of model teacher: there is no class number 3, they run from 0 to 2",
+        ),
         ({"plan": "data"}, "give --dataset"),
         ({"sampler": "native", "steps": 5}, "steps=5, but model teacher was distilled for 4 steps"),
         ({"sampler": "euler", "steps": None}, "sampler euler needs steps"),

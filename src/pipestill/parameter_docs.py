@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
@@ -112,7 +113,7 @@ def _values(annotation: Any, metadata: list[Any]) -> str:
         return f"{_values(arguments[0], [])}: {_values(arguments[1], [])}"
     if hasattr(annotation, "__metadata__"):
         return _values(arguments[0], list(annotation.__metadata__))
-    if annotation is not None and type(None) in arguments:
+    if get_origin(annotation) in (UnionType, Union):
         return " or ".join(_values(argument, metadata) for argument in arguments)
     if arguments and all(isinstance(argument, str | int) for argument in arguments):
         return ", ".join(f"`{argument}`" for argument in arguments)

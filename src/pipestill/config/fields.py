@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 
 
 def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -36,6 +45,17 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 ExtractorName = Literal["classifier", "efficientnet_lite0", "inception"]
 SamplerName = Literal["native", "euler", "heun", "heun-churn", "2m", "renoise", "ddpm", "ddim-linear-alpha"]
 Precision = Literal["fp32", "bf16"]
+
+
+def _class_choice(given: Any) -> Any:
+    """YAML reads an unquoted `no`, `1.5` or `null` as something that is neither a name nor a number."""
+    number = isinstance(given, int) and not isinstance(given, bool) and given >= 0
+    if not number and not (isinstance(given, str) and given):
+        raise ValueError("a class is given by its name or by its number from 0; quote names such as 'no' and '1.5'")
+    return given
+
+
+ClassChoice = Annotated[int | str, BeforeValidator(_class_choice)]
 
 
 class Section(BaseModel):

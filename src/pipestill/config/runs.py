@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from pipestill.config.fields import (
+    ClassChoice,
     Count,
     Name,
     Once,
@@ -49,7 +50,7 @@ class RunParams(Section):
     churn: ChurnParams | None = None
     guidance: Weight = 1.0
     plan: Literal["balanced", "data", "drawn", "listed", "none"] = "balanced"
-    classes: tuple[Count, ...] = ()
+    classes: tuple[ClassChoice, ...] = ()  # of plan=listed: by name, or by number from 0
     images: Positive = 500  # for each seed
     store: Literal["images", "features"] = "images"  # features: measured where they are made, no image is written
     extractors: Literal["dataset", "reference"] = "dataset"  # follows `store`: whose extractors measure
@@ -98,7 +99,7 @@ class PreviewParams(Section):
 
     every: Count = 0  # updates or epochs between previews; 0 switches them off
     unit: Literal["updates", "epochs"] = "updates"
-    classes: Annotated[tuple[str, ...], Once] = ()  # by name, a row each; empty: up to `rows` of them, evenly spread
+    classes: Annotated[tuple[ClassChoice, ...], Once] = ()  # by name or number, a row each; empty: up to `rows` of them
     rows: Positive = 10
     each: Positive = 4  # pictures a row
     seed: Seed = 0

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipestill.data.source import Source
+from pipestill.data.source import Source, in_order
 from pipestill.errors import InputError
 
 
 def renamed(source: Source, path: Path) -> Source:
-    """The source with named classes, sorted by name, its labels renumbered to match.
+    """The source with named classes in the order that folders of these names have, its labels renumbered to match.
 
     The list has a class a line: `name`, the first line for the lowest number; or `name number …` as in ImageNet's
     map_clsloc.txt (`n02119789 1 kit_fox`). Raises InputError where it does not fit the source.
@@ -25,7 +25,7 @@ def renamed(source: Source, path: Path) -> Source:
         raise InputError(
             f"data.class_names={path} names {len(names)} classes, the images have labels for {len(source.classes)}"
         )
-    classes = tuple(sorted(names))
+    classes = in_order(names)
     place = np.array([classes.index(name) for name in names], dtype=np.int64)
     files = source.files | {f"class names/{path.name}": path}  # so that the digest of the source covers them
     return replace(source, labels=place[source.labels], classes=classes, files=files)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipestill.config import DataParams
-from pipestill.data.source import Source, numbered, without_labels
+from pipestill.data.source import Source, in_order, numbered, without_labels
 from pipestill.data.split import TEST, TRAIN, VALIDATION
 from pipestill.data.transforms import BadImage
 from pipestill.errors import InputError
@@ -54,12 +54,12 @@ def by_class(path: Path, data: DataParams) -> Source:
         )
     found.sort()
     names = [name for name, _, _ in found]
-    classes = sorted({label for _, label, _ in found}) if data.labels else []
-    number = {label: index for index, label in enumerate(classes)}
+    named = in_order({label for _, label, _ in found}) if data.labels else ()
+    number = {label: index for index, label in enumerate(named)}
     return Source(
         names,
         np.array([number.get(label, -1) for _, label, _ in found], dtype=np.int64),
-        tuple(classes),
+        named,
         lambda index: _file_content(path / names[index]),
         {name: path / name for name in (*names, *strays)},
         np.array([part for _, _, part in found], dtype=np.uint8) if data.split.by == "folder" else None,

@@ -6,7 +6,7 @@ read. Names are sorted, so the order is the same on every machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,14 @@ class Source:
     files: dict[str, Path]
     parts: NDArray[np.uint8] | None = None
     strays: dict[str, str] = field(default_factory=dict)
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names, sorted; by value if all of them are whole numbers, so that 2 comes before 10."""
+    found = sorted(names)
+    if all(name.isascii() and name.isdigit() for name in found):
+        found.sort(key=int)
+    return tuple(found)
 
 
 def without_labels(names: Sequence[str]) -> NDArray[np.int64]:

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pipestill.classes import by_name
 from pipestill.config import RunParams, denoiser_params
-from pipestill.errors import InputError, nearest
+from pipestill.errors import InputError
 from pipestill.networks.model import ModelCard, card_of, load_unet, wrap
 from pipestill.networks.unet2d import UNet2DModel
 from pipestill.sampling.items import to_uint8
@@ -141,9 +142,7 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         found = []
         for label in named:
             if isinstance(label, str):
-                if label not in card.classes:
-                    raise InputError(f"the model knows no class '{label}'{nearest(label, card.classes)}")
-                label = card.classes.index(label)
+                label = by_name(label, card.classes, "class_labels")
             if type(label) is not int:
                 raise InputError(f"class {label!r}: an index or a name was expected")
             if not 0 <= label < len(card.classes):

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipestill.classes import numbers
 from pipestill.config import PreviewParams
 from pipestill.diffusion.denoiser import Denoiser
 from pipestill.diffusion.samplers import SAMPLERS
 from pipestill.diffusion.schedules import karras
 from pipestill.distributed import World
-from pipestill.errors import InputError, nearest
 from pipestill.networks.model import ModelCard
 from pipestill.progress import say
 from pipestill.sampling.background import PictureWriter
@@ -149,11 +149,8 @@ class Previews:
 
 def _rows(card: ModelCard, params: PreviewParams) -> list[int]:
     """The classes of the grid's rows; none where the model has none. Raises InputError."""
-    unknown = [name for name in params.classes if name not in card.classes]
-    if unknown:
-        raise InputError(f"operation.preview.classes: there is no '{unknown[0]}'{nearest(unknown[0], card.classes)}")
     if params.classes:
-        return [card.classes.index(name) for name in params.classes]
+        return numbers(params.classes, card.classes, "operation.preview.classes")
     return pick_classes(len(card.classes), params.rows)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipestill.config import DataParams
+from pipestill.config import DataParams, contradictions
 from pipestill.errors import InputError
 from pipestill.progress import say
 from pipestill.stages import common
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipestill.data.ingest import Ingested
     from pipestill.data.source import Source
 
-VERSION = 1
+VERSION = 2
 PRINTED = 20  # bad files that are printed; the report has them all
 EXAMPLES = """
   pipestill dataset --check photos --report photos-report data.resolution=32 data.color=rgb data.transform=center-crop
@@ -54,7 +54,7 @@ def main(options: argparse.Namespace) -> int:
     if options.export_lmdb is not None:
         export(options.dataset, options.export_lmdb, options.part)
         return 0
-    params = common.load_params(options)
+    params = common.load_params(options, *(() if options.check else ("data",)))
     workers = params.operation.workers
     stop = StopRequest(params.operation.margin)
     with stop.listening():
@@ -63,7 +63,8 @@ def main(options: argparse.Namespace) -> int:
 
             data = params.data.model_copy(update={"path": options.check})
             found = check(data, report=options.report, workers=workers, stop=stop)
-            for line in misfits(params.reference, found["parts"], labelled=params.data.labels, where=options.check):
+            refused = misfits(params.reference, found["parts"], labelled=params.data.labels, where=options.check)
+            for line in refused or list(contradictions(params))[:1]:
                 say(f"the stages that follow would refuse this: {line}")
             return 2 if found["bad"]["count"] else 0
         build(params.data, options.output, workers=workers, stop=stop)

@@ -231,7 +231,6 @@ def _sample(
 def _extractors(against: Reference, card: ModelCard, run: RunParams, world: World) -> list[Extractor]:
     """The extractors of a reference, if it was made for what this run samples. Raises InputError."""
     against.check_card(card.channels, card.resolution, card.classes)
-    against.check_count(run.images)
     return [against.extractor(space, world.device) for space in against.index.spaces]
 
 
@@ -271,6 +270,7 @@ def _timings(progress: Progress, images: int, run: RunParams, work: Work) -> dic
 
 def labels_of(run: RunParams, card: ModelCard, dataset: Path | None) -> NDArray[np.int64]:
     """The class of each item, the same for every seed: int64 [images]."""
+    from pipestill.classes import numbers
     from pipestill.sampling import plan
 
     classes = len(card.classes)
@@ -279,7 +279,7 @@ def labels_of(run: RunParams, card: ModelCard, dataset: Path | None) -> NDArray[
     if run.plan == "drawn":
         return plan.drawn(run.images, classes)
     if run.plan == "listed":
-        return plan.listed(run.images, run.classes, classes)
+        return plan.listed(run.images, numbers(run.classes, card.classes, f"classes of model {run.model}"))
     if run.plan == "none":
         return plan.without_classes(run.images)
     if dataset is None:
