@@ -19,7 +19,7 @@ from PIL import Image
 
 import report_artifacts
 from pipestill import artifacts, cli
-from pipestill.config import Params
+from pipestill.config import Params, check
 from pipestill.errors import InputError
 from pipestill.reporting import figures, gather, grids, results
 from pipestill.reporting.table import results_table
@@ -315,6 +315,24 @@ def test_artefacts_that_do_not_belong_together_are_refused(runs: Path) -> None:
     (other / "samples" / "student-4").rename(runs / "samples" / "student-4")
     with pytest.raises(InputError, match=r"evaluations/student-4 was made from another samples .*pipestill evaluate"):
         make(runs, params)
+
+
+def test_a_converted_model_is_among_those_of_the_report(runs: Path) -> None:
+    body = report_artifacts.build(runs).plain()
+    del body["teachers"]["teacher"]
+    body["fetched"] = {"edm": {"files": [{"path": "edm.pkl", "source": "path", "location": "edm.pkl"}]}}
+    body["converted"] = {"teacher": {"input": "edm", "file": "edm.pkl"}}
+    made, _ = make(runs, check(body))
+    assert {run["model"] for run in made["runs"]} == {"teacher", "student-10", "student-4"}
+    assert made["left_out"] == []
+
+
+def test_what_comes_from_a_model_that_is_left_out_is_left_out_too(runs: Path) -> None:
+    params = report_artifacts.build(runs)
+    (runs / "models" / "teacher").rename(runs / "away")
+    body, _ = make(runs, params, partial=True)
+    assert body["runs"] == []
+    assert {"models/teacher", "models/student-4", "samples/student-4"} <= set(body["left_out"])
 
 
 def test_runs_of_other_parameters_are_left_alone(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

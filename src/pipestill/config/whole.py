@@ -30,6 +30,11 @@ class Params(Section):
     report: ReportParams = ReportParams()
     operation: OperationParams = OperationParams()
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of all models: those that are converted, teachers, students."""
+        return (*self.converted, *self.teachers, *self.distillation.students)
+
 
 def contradictions(params: Params) -> Iterator[str]:
     """What the sections say against each other, one line each: the pipeline could not run with it.
@@ -42,17 +47,13 @@ def contradictions(params: Params) -> Iterator[str]:
     if not params.data.labels:
         yield from _asks_for_classes(params)
     yield from _tune(params)
-    models, teachers = _models(params), [*params.converted, *params.teachers]
+    models, teachers = params.models, [*params.converted, *params.teachers]
     for name, student in params.distillation.students.items():
         where = f"distillation.students.{name}"
         yield from _unknown(f"{where}.teacher", student.teacher, teachers, "teacher")
         yield from _unknown(f"{where}.init", student.init, models, "model")
     for name, run in params.sampling.runs.items():
         yield from _run(params, f"sampling.runs.{name}", run, models)
-
-
-def _models(params: Params) -> list[str]:
-    return [*params.converted, *params.teachers, *params.distillation.students]
 
 
 def _ambiguous(params: Params) -> Iterator[str]:
@@ -83,7 +84,7 @@ def _teachers(params: Params) -> Iterator[str]:
     for name, teacher in params.teachers.items():
         where = f"teachers.{name}"
         if teacher.begins_with is not None:
-            yield from _unknown(f"{where}.start", teacher.begins_with, _models(params), "model")
+            yield from _unknown(f"{where}.start", teacher.begins_with, params.models, "model")
             yield from _circle(params, name)
         elif teacher.network is not None and (misfit := teacher.network.misfit(params.data.resolution)):
             yield f"{where}: {misfit}"

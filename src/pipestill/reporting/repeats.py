@@ -34,7 +34,7 @@ def _likeness(run: Mapping[str, Any], sources: Sources) -> str:
     """What two runs share that repeat each other: the student's parameters but its seed, and the run's."""
     trained = dict(sources.models[run["model"]].manifest.parameters)
     sampled = dict(sources.samples[run["name"]].manifest.parameters)
-    trained.pop("seed")
+    trained.pop("seed", None)  # a converted student has none
     for name in ("model", "sigmas"):  # both name the student
         sampled.pop(name)
     return digests.canonical_json([trained, sampled])

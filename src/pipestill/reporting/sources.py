@@ -50,7 +50,7 @@ class Sources:
 
 
 def find(params: Params, places: Places, *, partial: bool = False) -> Sources:
-    """The artefacts of every teacher, student and run that the parameters name, and the tuned ranges that runs use.
+    """The artefacts of every model and run that the parameters name, and the tuned ranges that runs use.
 
     Whatever else lies in the folders belongs to other parameters and is left alone. Raises InputError where one is
     missing or was made from others than those given; `partial` leaves such ones out instead and says so.
@@ -68,23 +68,24 @@ def find(params: Params, places: Places, *, partial: bool = False) -> Sources:
                 if not partial:
                     raise InputError(f"{error} (--partial reports without it)") from error
                 left_out[f"{GROUPS[kind]}/{name}"] = str(error)
-        known[kind] = {artifact.manifest.payload: artifact.path for artifact in found.values()}
-        for name, artifact in list(found.items()):
-            problem = _stranger(artifact, known)
-            if problem is not None and not partial:
-                raise InputError(problem)
-            if problem is not None:
+        while True:  # what was made from one that is left out is left out too
+            known[kind] = {artifact.manifest.payload: artifact.path for artifact in found.values()}
+            problems = {name: _stranger(artifact, known) for name, artifact in found.items()}
+            foreign = {name: problem for name, problem in problems.items() if problem is not None}
+            if not foreign:
+                return found
+            if not partial:
+                raise InputError(next(iter(foreign.values())))
+            for name, problem in foreign.items():
                 left_out[f"{GROUPS[kind]}/{name}"] = problem
                 del found[name]
-        known[kind] = {artifact.manifest.payload: artifact.path for artifact in found.values()}
-        return found
 
     reference = artifacts.read(places.reference, "reference")
     problem = _stranger(reference, known)
     if problem is not None:
         raise InputError(problem)
     known["reference"] = {reference.manifest.payload: places.reference}
-    models = gather("model", places.models, [*params.teachers, *params.distillation.students])
+    models = gather("model", places.models, params.models)
     used = {
         run.sigmas.removeprefix("tuned/") for run in params.sampling.runs.values() if run.sigmas.startswith("tuned/")
     }
@@ -106,9 +107,9 @@ def _stranger(artifact: Artifact, known: Mapping[str, Mapping[str, Path]]) -> st
     """Says which input of an artefact is not among those known of its kind; kinds that nobody gave are not judged."""
     for name, entry in artifact.manifest.inputs.items():
         if entry.kind in known and entry.payload not in known[entry.kind]:
-            places = ", ".join(map(str, known[entry.kind].values())) or "none that is whole"
+            places = ", ".join(map(str, known[entry.kind].values())) or "none that is complete"
             return (
-                f"{artifact.path} was made from another {entry.kind} as its {name} than there is now ({places}): "
+                f"{artifact.path} was made from a different {entry.kind} ({name}) than the current one ({places}): "
                 f"run pipestill {artifact.manifest.stage} again"
             )
     return None
