@@ -2,24 +2,30 @@
 
     python benchmarks/gpu.py --output runs/benchmarks/gpu.json            # one GPU: NVIDIA's ImageNet-64 network
     python benchmarks/gpu.py --small --output runs/benchmarks/small.json  # a CPU: a small network
+    python benchmarks/gpu.py --only distill sample --compile --minutes 5  # two parts, compiled, in five minutes
 
-(a) a turn of DMD2 at ten steps (generator, five fake-score updates, GAN), for each rollout and batch; (b) sampling at
-ten steps and at 79 evaluations; (c) features and moments. Each beside its straightforward form in the same run: the
-same networks in eager fp32 (TF32 products on a GPU), nothing compiled, `rollout: fresh`. `share` is the time that the
-counted operations take at the measured rate of large matrix products in bf16, over the time taken. Figures are medians.
-On a CPU peak memory is that of the process and grows only.
+The parts: `distill`, a DMD2 iteration at ten steps (one generator update, five fake-score updates, GAN) for each
+rollout and batch size; `sample`, ten steps and 79 evaluations; `features`, EfficientNet-Lite0's features and their
+moments. Each is measured beside its straightforward form in the same run: the same networks in eager fp32 (TF32
+products on a GPU), nothing compiled, `rollout: fresh`. `first` is the first call in seconds, with everything that is
+tried or compiled in it; `share` is the time that the counted operations take at the measured rate of large matrix
+products in bf16, over the time taken. The figures are medians, written as they come. On a CPU, peak memory is that of
+the process and only grows.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
+import itertools
 import json
+import math
 import os
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +53,7 @@ from pipestill.sampling.items import sample_items
 from pipestill.training.ranks import autocast_type, prepare
 
 FULL = Adm(64, 3, 1000, 192, (1, 2, 3, 4), 768, 3, (False, True, True, True))
+PARTS = ("distill", "sample", "features")
 SMALL = Adm(16, 3, 10, 32, (1, 2), 128, 1, (False, True))
 
 
@@ -89,41 +96,44 @@ class Bench:
         seconds = self.seconds(lambda: first @ second, warm=3)
         return 2 * side**3 / seconds
 
-    def seconds(self, work: Callable[[], object], *, warm: int = 1) -> float:
+    def seconds(self, work: Callable[[], object], *, warm: int = 0) -> float:
         for _ in range(warm):
             work()
-        taken = []
-        for _ in range(self.repeats):
-            self.wait()
-            begun = time.perf_counter()
-            work()
-            self.wait()
-            taken.append(time.perf_counter() - begun)
-        return statistics.median(taken)
+        return statistics.median(self.once(work) for _ in range(self.repeats))
+
+    def once(self, work: Callable[[], object]) -> float:
+        self.wait()
+        begun = time.perf_counter()
+        work()
+        self.wait()
+        return time.perf_counter() - begun
 
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def measured(self, work: Callable[[], object], units: int, floor: float) -> dict[str, Any]:
-        """Units a second, peak memory, and the counted operations' share of the time."""
+    def measured(self, work: Callable[[], object], units: int, count: Callable[[], float] | None) -> dict[str, Any]:
+        """The first call, units per second, peak memory, and the counted operations' share of the time."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.device)
+        first = self.once(work)
         seconds = self.seconds(work)
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self.device) / 2**30
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        return {
+        figures = {
+            "first": round(first, 2),
             "seconds": round(seconds, 4),
             "per_second": round(units / seconds, 3),
             "peak_gib": round(peak, 2),
-            "share": round(floor / self.rate / seconds, 3),
         }
+        return figures if count is None else figures | {"share": round(count() / self.rate / seconds, 3)}
 
     def operations(self, work: Callable[[], object]) -> float:
-        with FlopCounterMode(display=False) as counted:
+        """Floating-point operations of one call in eager mode; no algorithms are tried for them."""
+        with torch.backends.cudnn.flags(benchmark=False), FlopCounterMode(display=False) as counted:
             work()
         return float(counted.get_total_flops())
 
@@ -168,8 +178,8 @@ class Bench:
             train_images=batch,
         )
 
-    def turn(self, *, batch: int, rollout: Rollout, precision: Precision, compiled: bool) -> dict[str, Any]:
-        """Updates, each of a generator's step and five of the fake score; of a pool, as many as one filling serves."""
+    def iteration(self, *, batch: int, rollout: Rollout, precision: Precision, compiled: bool) -> dict[str, Any]:
+        """One generator update and five of the fake score; with a pool, as many of these as one filling serves."""
         training = self.distillation(batch=batch, rollout=rollout, precision=precision, compiled=compiled)
         together = PoolParams().updates if rollout == "pool" else 1
         starts = iter(range(0, 100_000, together))
@@ -179,7 +189,8 @@ class Bench:
             for step in range(first, first + together):
                 training.update(step)
 
-        return self.measured(work, together * 5 * training.states, self.operations(work))
+        count = None if compiled else functools.partial(self.operations, work)
+        return self.measured(work, together * 5 * training.states, count)
 
     def sampling(self, *, batch: int, sampler: str, steps: int, precision: Precision, compiled: bool) -> dict[str, Any]:
         denoiser = wrap(copy.deepcopy(self.network).eval(), EdmParams(), autocast_type(precision))
@@ -202,7 +213,7 @@ class Bench:
             )
 
         with torch.no_grad():
-            return self.measured(work, batch, self.operations(work))
+            return self.measured(work, batch, None if compiled else functools.partial(self.operations, work))
 
     def features(self, *, images: int) -> dict[str, Any]:
         """EfficientNet-Lite0's features and their moments; Inception's weights are not in any package."""
@@ -223,11 +234,15 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="write the results there as JSON")
+    parser.add_argument("--output", type=Path, help="write the results there as JSON, after each figure")
     parser.add_argument("--small", action="store_true", help="half a million parameters and small batches")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--compile", action="store_true", help="compile the networks in ours")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="which parts (default: all)")
+    parser.add_argument("--batch", type=int, nargs="+", help="batch sizes of distillation (default: 32 64)")
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls per figure (default: 3)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no figure after so many minutes")
+    parser.add_argument("--compile", action="store_true", help="measure each way compiled as well")
     options = parser.parse_args()
+    begun = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bench = Bench(SMALL if options.small else FULL, device, options.repeats)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
@@ -237,40 +252,52 @@ def main() -> None:
         "parameters": sum(tensor.numel() for tensor in bench.network.parameters()),
         "bf16_matrix_tflops": round(bench.rate / 1e12, 2),
     }
+    print(json.dumps(results), flush=True)
+    for group, key, measure in figures_of(bench, options):
+        if time.monotonic() - begun > 60 * options.minutes:
+            print(f"out of time: not measured: {group}, {key}")
+            continue
+        found = measure()
+        rows = results.setdefault(group, {})
+        rows[key] = found
+        if "straightforward" in rows:
+            found["ratio"] = round(found["per_second"] / rows["straightforward"]["per_second"], 2)
+        print(f"{group}, {key}: {json.dumps(found)}", flush=True)
+        if options.output is not None:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
-    def record(group: str, key: str, figures: dict[str, Any]) -> None:
-        results.setdefault(group, {})[key] = figures
-        print(f"{group}, {key}: {json.dumps(figures)}", flush=True)
 
-    for batch in (8, 16) if options.small else (32, 64):
-        turns: list[tuple[str, Rollout, Precision, bool]] = [
-            ("straightforward", "fresh", "fp32", False),
-            ("fresh", "fresh", "bf16", options.compile),
-            ("every_step", "every_step", "bf16", options.compile),
-            ("pool", "pool", "bf16", options.compile),
-        ]
-        for key, rollout, precision, compiled in turns:
-            figures = bench.turn(batch=batch, rollout=rollout, precision=precision, compiled=compiled)
-            record(f"DMD2 turn, batch {batch}, states a second", key, figures)
-    for sampler, steps, title in (("renoise", 10, "10 steps"), ("heun", 40, "79 evaluations")):
-        batch = 16 if options.small else 128
-        ways: list[tuple[str, Precision, bool]] = [
-            ("straightforward", "fp32", False),
-            ("ours", "bf16", options.compile),
-        ]
-        for key, precision, compiled in ways:
-            figures = bench.sampling(batch=batch, sampler=sampler, steps=steps, precision=precision, compiled=compiled)
-            record(f"sampling, {title}, images a second", key, figures)
-    record("features and moments", "efficientnet_lite0", bench.features(images=2000 if options.small else 50_000))
-    for group, figures in results.items():
-        if isinstance(figures, dict) and "straightforward" in figures:
-            base = figures["straightforward"]["per_second"]
-            ratios = {key: round(found["per_second"] / base, 2) for key, found in figures.items()}
-            results[group]["ratio"] = ratios
-            print(f"{group}, ratio: {json.dumps(ratios)}")
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+def figures_of(bench: Bench, options: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], dict[str, Any]]]]:
+    """What is to be measured, in order: the group, the way, and what measures it."""
+    compiled = (False, True) if options.compile else (False,)
+    if "distill" in options.only:
+        rollouts: tuple[Rollout, ...] = ("fresh", "every_step", "pool")
+        for batch in options.batch or ((8, 16) if options.small else (32, 64)):
+            group = f"DMD2 iteration, batch {batch}, student states per second"
+            iteration = functools.partial(bench.iteration, batch=batch)
+            plain = functools.partial(iteration, rollout="fresh", precision="fp32", compiled=False)
+            yield group, "straightforward", plain
+            for way, rollout in itertools.product(compiled, rollouts):
+                measure = functools.partial(iteration, rollout=rollout, precision="bf16", compiled=way)
+                yield group, rollout + (", compiled" if way else ""), measure
+    if "sample" in options.only:
+        for sampler, steps, title in (("renoise", 10, "10 steps"), ("heun", 40, "79 evaluations")):
+            group = f"sampling, {title}, images per second"
+            sampling = functools.partial(
+                bench.sampling, batch=16 if options.small else 128, sampler=sampler, steps=steps
+            )
+            yield group, "straightforward", functools.partial(sampling, precision="fp32", compiled=False)
+            for way in compiled:
+                measure = functools.partial(sampling, precision="bf16", compiled=way)
+                yield group, "ours" + (", compiled" if way else ""), measure
+    if "features" in options.only:
+        images = 2000 if options.small else 50_000
+        yield (
+            "features and moments, images per second",
+            "efficientnet_lite0",
+            functools.partial(bench.features, images=images),
+        )
 
 
 if __name__ == "__main__":

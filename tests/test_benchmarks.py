@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,33 @@ def bench() -> gpu.Bench:
 
 
 def check(figures: dict[str, Any]) -> None:
-    assert figures.keys() == {"seconds", "per_second", "peak_gib", "share"}
+    assert figures.keys() == {"first", "seconds", "per_second", "peak_gib", "share"}
     assert all(value > 0 for value in figures.values())
 
 
-@pytest.mark.parametrize("rollout", ["fresh", "every_step", "pool"])
-def test_a_turn_of_distillation_is_measured(bench: gpu.Bench, rollout: Any) -> None:
-    check(bench.turn(batch=2, rollout=rollout, precision="bf16", compiled=False))
+def test_each_rollout_is_measured_beside_the_straightforward_form(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    output = tmp_path / "gpu.json"
+    monkeypatch.setattr(gpu, "SMALL", TINY)
+    monkeypatch.setattr(sys, "argv", f"gpu.py --small --only distill --batch 2 --repeats 1 --output {output}".split())
+    gpu.main()
+    rows = json.loads(output.read_text(encoding="utf-8"))["DMD2 iteration, batch 2, student states per second"]
+    assert list(rows) == ["straightforward", "fresh", "every_step", "pool"]
+    plain = rows["straightforward"]["per_second"]
+    for figures in rows.values():
+        assert figures.pop("ratio") == pytest.approx(figures["per_second"] / plain, abs=0.01)
+        check(figures)
+
+
+def test_nothing_is_begun_after_the_time_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "SMALL", TINY)
+    monkeypatch.setattr(sys, "argv", "gpu.py --small --minutes 0 --batch 2 --repeats 1 --compile".split())
+    gpu.main()
+    skipped = [line for line in capsys.readouterr().out.splitlines() if line.startswith("out of time")]
+    assert len(skipped) == 7 + 2 * 3 + 1
 
 
 def test_sampling_and_features_are_measured(bench: gpu.Bench) -> None:
