@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from typing import Any
 
@@ -103,7 +104,7 @@ def test_what_goes_wrong_in_the_thread_is_raised(dataset: Dataset, monkeypatch: 
 def test_what_cannot_be_is_refused(dataset: Dataset) -> None:
     with pytest.raises(InputError, match="batch of 6 cannot be shared by 4 ranks"):
         loader(dataset, size=4)
-    empty = Dataset(dataset.artifact, dataset.layout, dataset.classes, dataset.labels, np.zeros(40, dtype=np.uint8))
+    empty = dataclasses.replace(dataset, parts=np.zeros(40, dtype=np.uint8))
     with pytest.raises(InputError, match="no image in its validation part"):
         Loader(empty, "validation", batch=1, seed=0, cache="none", device=CPU)
 

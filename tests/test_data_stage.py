@@ -80,6 +80,7 @@ def test_build_twice_then_elsewhere(run: Run, capsys: pytest.CaptureFixture[str]
         "images": 12,
         "classes": 2,
         "parts": {"train": 7, "validation": 1, "test": 4},
+        "pixel_std": 0.591254,
         "set_aside": {},
     }
     assert manifest.views == ("report.html",)

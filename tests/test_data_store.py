@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from images import class_folders, data_params, noise
 from pipestill.data.sources import open_source
-from pipestill.data.store import Dataset, Layout, environment, export_dmd2, open_dataset, write_lmdb
+from pipestill.data.store import Dataset, Layout, environment, export_dmd2, open_dataset, pixel_std, write_lmdb
 from pipestill.errors import InputError, SurroundingsError
 from pipestill.stages.dataset import build
 
@@ -45,6 +45,22 @@ def test_images_come_back_in_any_order(dataset: Dataset) -> None:
     for index in (-1, 20):
         with pytest.raises(IndexError):
             dataset.images([index])
+
+
+def test_the_standard_deviation_is_that_of_the_train_images_in_minus_one_to_one(dataset: Dataset) -> None:
+    """noise() is even over 0 to 255; validation and test images count for nothing."""
+    train = dataset.images(dataset.split["train"]).astype(np.float64) / 127.5 - 1
+    assert dataset.pixel_std == pytest.approx(train.std(), abs=1e-6)
+    assert dataset.pixel_std == dataset.artifact.manifest.summary["pixel_std"]
+    every = dataset.images(range(20)).astype(np.float64) / 127.5 - 1
+    assert abs(dataset.pixel_std - every.std()) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"), [({7: 5}, 0.0), ({0: 3, 255: 3}, 1.0), ({0: 1, 51: 1}, 0.2), ({}, 0.0)]
+)
+def test_pixel_std_of_counts(counts: dict[int, int], expected: float) -> None:
+    assert pixel_std(np.array([counts.get(value, 0) for value in range(256)])) == expected
 
 
 def test_split_holds_every_image_once(dataset: Dataset) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -103,6 +104,7 @@ class Dataset:
     classes: tuple[str, ...]
     labels: NDArray[np.int64]
     parts: NDArray[np.uint8]  # [N], index into PARTS
+    pixel_std: float  # standard deviation of the train part's pixels in [-1, 1]
 
     @property
     def resolution(self) -> int:
@@ -158,7 +160,7 @@ def open_dataset(path: Path) -> Dataset:
     try:
         index = json.loads(artifact.file("index.json").read_text(encoding="utf-8"))
         layout = Layout(index["count"], index["resolution"], index["channels"], index["images_per_value"])
-        classes = tuple(index["classes"])
+        classes, pixel_std = tuple(index["classes"]), float(index["pixel_std"])
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path / 'index.json'} cannot be read ({error}): rebuild {path}") from error
     labels, parts = _load_array(artifact, "labels.npy"), _load_array(artifact, "parts.npy")
@@ -166,7 +168,7 @@ def open_dataset(path: Path) -> Dataset:
         len(labels) == len(parts) == layout.count
     ):
         raise InputError(f"{path}: images, labels and parts do not belong together: rebuild it")
-    return Dataset(artifact, layout, classes, labels, parts)
+    return Dataset(artifact, layout, classes, labels, parts, pixel_std)
 
 
 def _load_array(artifact: Artifact, name: str) -> Any:
@@ -187,11 +189,18 @@ def write_dataset(
     parts: NDArray[np.uint8],
     names: Sequence[str],
     digests: NDArray[np.uint8],
-) -> None:
-    """Fills `folder`; `blocks` yields arrays of `layout.per_value` images each, the last one maybe fewer."""
+) -> float:
+    """Fills `folder`; `blocks` yields arrays of `layout.per_value` images each, the last one maybe fewer.
+
+    Returns the standard deviation of the train part's pixels.
+    """
+    counts = np.zeros(256, dtype=np.int64)  # of each pixel value in the train part
     write_lmdb(
         folder / IMAGES,
-        ((_key(number), np.ascontiguousarray(block).reshape(-1).data) for number, block in enumerate(blocks)),
+        (
+            (_key(number), np.ascontiguousarray(block).reshape(-1).data)
+            for number, block in enumerate(_counted(blocks, parts, counts))
+        ),
         values=layout.values,
         value_bytes=layout.per_value * layout.image_bytes,
     )
@@ -201,6 +210,7 @@ def write_dataset(
         "channels": layout.channels,
         "images_per_value": layout.per_value,
         "classes": list(classes),
+        "pixel_std": pixel_std(counts),
     }
     (folder / "index.json").write_text(
         json.dumps(index, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -209,6 +219,28 @@ def write_dataset(
     np.save(folder / "labels.npy", labels)
     np.save(folder / "parts.npy", parts)
     np.save(folder / "digests.npy", digests)
+    return pixel_std(counts)
+
+
+def _counted(
+    blocks: Iterable[NDArray[np.uint8]], parts: NDArray[np.uint8], counts: NDArray[np.int64]
+) -> Iterator[NDArray[np.uint8]]:
+    """Yields the blocks, adding the pixel values of their train images to `counts`."""
+    start = 0
+    for block in blocks:
+        train = parts[start : start + len(block)] == PARTS.index("train")
+        counts += np.bincount(block[train].reshape(-1), minlength=256)
+        start += len(block)
+        yield block
+
+
+def pixel_std(counts: NDArray[np.int64]) -> float:
+    """The standard deviation of pixels scaled to [-1, 1], from how often each value 0 to 255 occurs; six digits."""
+    values = [(value, int(count)) for value, count in enumerate(counts)]
+    total = sum(count for _, count in values)
+    first = sum(value * count for value, count in values)
+    second = sum(value * value * count for value, count in values)
+    return round(math.sqrt((total * second - first * first) / max(total, 1) ** 2) / 127.5, 6)
 
 
 def write_lmdb(path: Path, pairs: Iterable[tuple[bytes, Any]], *, values: int, value_bytes: int) -> None:

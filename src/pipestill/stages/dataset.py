@@ -103,7 +103,7 @@ def build(data: DataParams, output: Path, *, workers: int = 1, stop: StopRequest
         _require_enough(source, kept, parts)
         staging = work.staging()
         layout = Layout(len(kept), form.resolution, form.channels, data.images_per_value)
-        write_dataset(
+        pixel_std = write_dataset(
             staging,
             _blocks(ingested.pixels, kept, layout.per_value),
             layout,
@@ -118,6 +118,7 @@ def build(data: DataParams, output: Path, *, workers: int = 1, stop: StopRequest
             "images": len(kept),
             "classes": len(source.classes),
             "parts": report["parts"],
+            "pixel_std": pixel_std,
             "set_aside": {file["name"]: file["reason"] for file in report["bad"]["files"]},
         }
         artifact = work.publish(staging, summary, views=("report.html",))
