@@ -49,7 +49,7 @@ STUDENT: dict[str, Any] = {
     "label_dropout": 0.1,
     "dm": {"sigma_min": 0.002},
     "gan": {"generator_weight": 0.0, "discriminator_weight": 0.0},
-    "ema": {"decay": 0.97},
+    "ema": {"decay": 0.97, "warmup": False},
     "precision": "bf16",
 }
 

@@ -68,7 +68,9 @@ def test_drift_is_measured_named_and_mended(tmp_path: Path, digits: Path) -> Non
     training = {"iterations": 6, "batch": 16, "validate_every": 1}
     found: dict[int, list[tuple[int, float]]] = {}
     for every in (0, 4):
-        changes = {"teachers.teacher.training": training | {"ema": {"decay": DECAY, "sync_every": every}}}
+        changes = {
+            "teachers.teacher.training": training | {"ema": {"decay": DECAY, "warmup": False, "sync_every": every}}
+        }
         runs = tmp_path / f"runs-{every}"
         command = arguments(tmp_path, digits, f"m-{every}", operation={"save_every": 1000.0}, **changes)
         done = over_two_ranks(tmp_path / "drifts.py", DRIFTS.format(off=OFF), command, runs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -133,6 +134,20 @@ def test_saving_a_model_leaves_its_network_and_every_set_of_weights_as_they_were
     (tmp_path / "m" / "manifest.json").write_bytes((tmp_path / "made" / "manifest.json").read_bytes())
     assert equal(load_model(tmp_path / "m", weights="raw").unet.state_dict(), own)
     assert equal(load_model(tmp_path / "m").unet.state_dict(), half)
+
+
+def test_an_average_that_cannot_forget_its_start_is_named_once_and_in_the_summary(
+    tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "the averaged weights will still be 98% initial weights after 20 updates: train longer, lower ema.decay"
+    said += " or set ema.warmup=true"
+    for warmup in (True, False):
+        training = {"iterations": 20, "batch": 4, "validate_every": 0, "ema": {"decay": 0.999, "warmup": warmup}}
+        command = arguments(tmp_path, digits, f"m-{warmup}", **{"teachers.teacher.training": training})
+        here(*command, runs=tmp_path / "runs")
+        assert capsys.readouterr().err.count(f"warning: teacher: {said}\n") == (not warmup)
+        summary = json.loads((tmp_path / f"m-{warmup}" / "manifest.json").read_text())["summary"]
+        assert summary.get("warnings") == (None if warmup else [said])
 
 
 def test_a_stop_request_saves_the_state_and_says_so(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from torch import nn
 
 from pipestill.config import EmaParams, OperationParams, OptimizerParams
@@ -17,7 +18,7 @@ from pipestill.distributed import World
 from pipestill.errors import InputError, SurroundingsError
 from pipestill.training import loop, optimizers, state
 from pipestill.training.curves import Curves
-from pipestill.training.ema import Ema, decay_at
+from pipestill.training.ema import Ema, decay_at, initial_share, warnings
 from pipestill.training.losses import denoising_loss
 from pipestill.training.ranks import averaged, seed_torch
 from pipestill.training.tracking import Silent
@@ -40,12 +41,56 @@ def test_ema_is_the_geometric_sum_of_the_weights() -> None:
 
 def test_ema_half_life_halves_after_so_many_images_and_ramps_up() -> None:
     params = EmaParams(kind="half-life", half_life=1000, ramp_up=0)
-    decay = decay_at(params, seen=10_000, batch=10)
+    decay = decay_at(params, update=999, batch=10)
     assert decay**100 == pytest.approx(0.5)  # 100 updates of 10 images
     ramped = EmaParams(kind="half-life", half_life=1000, ramp_up=0.05)
-    assert decay_at(ramped, seen=200, batch=10) == pytest.approx(0.5 ** (10 / 10))
-    assert decay_at(ramped, seen=10**6, batch=10) == pytest.approx(decay)
-    assert decay_at(EmaParams(decay=0.7), seen=1, batch=1) == 0.7
+    assert decay_at(ramped, update=19, batch=10) == pytest.approx(0.5 ** (10 / 10))  # 200 images seen
+    assert decay_at(ramped, update=10**5, batch=10) == pytest.approx(decay)
+
+
+def test_a_fixed_decay_warms_up_as_in_tensorflow_and_diffusers() -> None:
+    params = EmaParams(decay=0.999)
+    assert [decay_at(params, update=t, batch=7) for t in (0, 1, 90)] == [0.1, 2 / 11, 0.91]
+    assert decay_at(params, update=8989, batch=7) < decay_at(params, update=8991, batch=7) == 0.999
+    theirs = EMAModel([torch.zeros(1)], decay=0.999)
+    for t in (1, 2, 50, 8000, 9000):
+        assert decay_at(params, update=t, batch=7) == theirs.get_decay(t + 1)
+    assert decay_at(EmaParams(decay=0.7, warmup=False), update=0, batch=1) == 0.7
+    assert decay_at(EmaParams(decay=0.0), update=5, batch=1) == 0.0
+
+
+SLOW = EmaParams(decay=0.999, warmup=False)
+
+
+@pytest.mark.parametrize(
+    ("params", "updates", "expected"),
+    [
+        (SLOW, 300, 0.999**300),  # 74%
+        (SLOW, 5000, 0.0),  # 0.7%
+        (EmaParams(decay=0.999), 2, 0.1 * 2 / 11),
+        (EmaParams(decay=0.999), 300, 0.0),
+        (EmaParams(kind="half-life", half_life=3000, ramp_up=0), 300, 0.5),
+        (EmaParams(kind="half-life", half_life=3000), 300, 0.0),
+        (EmaParams(decay=0.0, warmup=False), 1, 0.0),
+        (SLOW, 0, 1.0),
+    ],
+)
+def test_a_warning_names_what_the_average_still_holds_of_its_start(
+    params: EmaParams, updates: int, expected: float
+) -> None:
+    """The share by the average itself: it starts at 1, and every later weight is 0."""
+    assert initial_share(params, updates=updates, batch=10) == pytest.approx(expected)
+    module = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(module.weight)
+    ema = Ema(module)
+    nn.init.zeros_(module.weight)
+    for update in range(updates):
+        ema.update(module, decay_at(params, update=update, batch=10))
+    share = ema.tensors["weight"].item()
+    assert share == pytest.approx(expected, rel=1e-3) if expected else share < 0.01
+    found = warnings(params, updates=updates, batch=10)
+    start = f"the averaged weights will still be {expected:.0%} initial weights after {updates} updates: train longer, "
+    assert [line.startswith(start) for line in found] == ([True] if expected else [])
 
 
 def test_averaged_weights_are_put_back_whatever_happens() -> None:
@@ -157,6 +202,7 @@ class Growing:
     def __init__(self) -> None:
         self.weight = torch.ones(())
         self.ema = Ema(nn.Linear(1, 1))
+        self.warnings: list[str] = []
 
     def update(self, step: int) -> dict[str, torch.Tensor]:
         self.weight = self.weight * 1e9

@@ -59,6 +59,7 @@ class EmaParams(Section):
     half_life: Positive = 50_000  # images, EDM's form
     ramp_up: Weight = 0.05  # half-life is at most this share of the images seen; 0 switches the ramp off
     decay: Beta = 0.995
+    warmup: bool = True  # of kind=decay: at most (1 + t) / (10 + t) after t updates, so that short trainings work
     sync_every: Count = 0  # updates between copies of the first rank's average to all others; 0 switches them off
 
 

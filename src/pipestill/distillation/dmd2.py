@@ -26,7 +26,7 @@ from pipestill.distributed import World
 from pipestill.errors import InputError
 from pipestill.networks.model import ModelCard
 from pipestill.training import optimizers
-from pipestill.training.ema import Ema, decay_at
+from pipestill.training.ema import Ema, decay_at, warnings
 from pipestill.training.ranks import distributed
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class Distillation:
         self._student_optimizer = optimizers.adamw(student.parameters(), params.generator_lr, params.optimizer)
         self._fake_optimizer = optimizers.adamw(fake.parameters(), params.fake_score_lr, params.optimizer)
         self.ema = Ema(student.network, params.ema.sync_every)
+        self._first = params.gan.start if params.dm.weight == 0 else 0  # updates before it leave the student as it is
+        self.warnings = warnings(params.ema, updates=self.updates - self._first, batch=self.states)
         self.best_step, self.best_distance = 0, math.inf
         self.best: dict[str, dict[str, Tensor]] = {}
 
@@ -153,8 +155,7 @@ class Distillation:
                 figures["gan_generator_loss"] = adversarial.detach()
             (self._rollout.share * loss).backward()
         norm = optimizers.step(self._student_optimizer, params.generator_lr, params.optimizer, step, self.updates)
-        batch = self.states
-        self.ema.update(self._student.network, decay_at(params.ema, seen=(step + 1) * batch, batch=batch))
+        self.ema.update(self._student.network, decay_at(params.ema, update=step - self._first, batch=self.states))
         figures = {name: self._rollout.share * figure for name, figure in figures.items()}
         return x0.detach(), figures | {"generator_gradient_norm": norm}
 

@@ -148,6 +148,8 @@ def run_training(
 
     if world.leader:
         following.describe(work, name, training.updates, card, denoiser.network)
+        for warning in training.warnings:
+            say(f"warning: {name}: {warning}")
         say(f"follow it with: pipestill evaluate --watch {work.output} (its states: {work.folder})")
     follow = open_trackers(operation.trackers, work.folder, name, work.parameters) if world.leader else Silent()
     try:
@@ -168,3 +170,8 @@ def run_training(
             )
     finally:
         follow.close()
+
+
+def summary_of(training: Training, **figures: float) -> dict[str, Any]:
+    """A trained model's summary: its figures, and the training's warnings if there are any, for the report to show."""
+    return figures | ({"warnings": training.warnings} if training.warnings else {})

@@ -16,7 +16,16 @@ from pipestill.config import OperationParams, StudentParams
 from pipestill.errors import InputError
 from pipestill.launch import Spread
 from pipestill.progress import say
-from pipestill.stages.common import add_common, add_launch, entry, load_params, run_training, spread_of, work_over_ranks
+from pipestill.stages.common import (
+    add_common,
+    add_launch,
+    entry,
+    load_params,
+    run_training,
+    spread_of,
+    summary_of,
+    work_over_ranks,
+)
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
@@ -120,7 +129,7 @@ def distill(
         save_model(staging, card, denoiser.network, training.best)
         curves.write(staging / "curves.csv")
         best = {"best_step": training.best_step, "validation_distance": float(f"{training.best_distance:.6g}")}
-        artifact = work.publish(staging, {"parameters": parameter_count(denoiser.network), **best})
+        artifact = work.publish(staging, summary_of(training, parameters=parameter_count(denoiser.network), **best))
         work.record(finished=True, updates=student.iterations, ranks=world.size)
         return artifact
 

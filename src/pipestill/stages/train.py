@@ -15,7 +15,16 @@ from pipestill.config import OperationParams, TeacherParams
 from pipestill.errors import InputError
 from pipestill.launch import Spread
 from pipestill.progress import say
-from pipestill.stages.common import add_common, add_launch, entry, load_params, run_training, spread_of, work_over_ranks
+from pipestill.stages.common import (
+    add_common,
+    add_launch,
+    entry,
+    load_params,
+    run_training,
+    spread_of,
+    summary_of,
+    work_over_ranks,
+)
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
@@ -108,7 +117,7 @@ def train(
         staging = work.staging()
         save_model(staging, card, unet, {"ema": training.ema.tensors, "raw": unet.state_dict()})
         curves.write(staging / "curves.csv")
-        artifact = work.publish(staging, {"parameters": parameter_count(unet), **curves.last()})
+        artifact = work.publish(staging, summary_of(training, parameters=parameter_count(unet), **curves.last()))
         work.record(finished=True, updates=teacher.training.iterations, ranks=world.size, pid=os.getpid())
         return artifact
 

@@ -10,21 +10,49 @@ from torch import Tensor, nn
 from pipestill.config import EmaParams
 from pipestill.distributed import World
 
+FORGOTTEN = 0.01  # an average whose initial weights have at most this share has forgotten them
 BUCKET = 1 << 24  # elements that are exchanged together, at least, as long as there are so many
 
 
-def decay_at(params: EmaParams, *, seen: int, batch: int) -> float:
-    """How much of the average an update keeps, after `seen` images, `batch` of them in this update.
+def decay_at(params: EmaParams, *, update: int, batch: int) -> float:
+    """The share of the average that update number `update` (from 0) of `batch` images keeps.
 
-    Half-life form (Karras et al. 2022, EDM's training): 0.5^(batch / half-life), the half-life at most
-    `ramp_up` x seen.
+    With `kind: decay` at most (1 + t) / (10 + t) after t updates, if it warms up: TensorFlow's
+    `ExponentialMovingAverage(num_updates=t)` and Diffusers' `EMAModel`. With `kind: half-life`
+    0.5^(batch / half-life), the half-life at most `ramp_up` times the images seen (Karras et al. 2022, EDM's training).
     """
     if params.kind == "decay":
-        return params.decay
+        return min(params.decay, (1 + update) / (10 + update)) if params.warmup else params.decay
     half_life = float(params.half_life)
     if params.ramp_up > 0:
-        half_life = min(half_life, seen * params.ramp_up)
+        half_life = min(half_life, (update + 1) * batch * params.ramp_up)
     return float(0.5 ** (batch / max(half_life, 1e-8)))
+
+
+def initial_share(params: EmaParams, *, updates: int, batch: int) -> float:
+    """The weight that the initial weights still have in the average after so many updates, from 0 to 1.
+
+    It is exact down to `FORGOTTEN`, and 0 below.
+    """
+    share = 1.0
+    for update in range(updates):
+        share *= decay_at(params, update=update, batch=batch)
+        if share <= FORGOTTEN:
+            return 0.0
+    return share
+
+
+def warnings(params: EmaParams, *, updates: int, batch: int) -> list[str]:
+    """What to tell a user before a training whose average cannot forget the initial weights; empty if it can."""
+    share = initial_share(params, updates=updates, batch=batch)
+    if not share:
+        return []
+    if params.kind == "half-life":
+        advice = "lower ema.half_life or set ema.ramp_up=0.05"
+    else:
+        advice = "lower ema.decay" if params.warmup else "lower ema.decay or set ema.warmup=true"
+    held = f"the averaged weights will still be {share:.0%} initial weights after {updates} updates"
+    return [f"{held}: train longer, {advice}"]
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

@@ -35,6 +35,7 @@ class Training(Protocol):
 
     updates: int
     ema: Ema
+    warnings: list[str]  # what a user should know before it begins
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Does update `step` (from 0); returns its figures as scalars on the device."""

@@ -19,7 +19,7 @@ from pipestill.errors import InputError
 from pipestill.networks.model import ModelCard
 from pipestill.training import optimizers
 from pipestill.training.clock import Clock, phase
-from pipestill.training.ema import Ema, decay_at
+from pipestill.training.ema import Ema, decay_at, warnings
 from pipestill.training.losses import denoising_loss
 from pipestill.training.ranks import averaged, distributed, seed_torch, synchronised
 
@@ -59,6 +59,7 @@ class TeacherTraining:
         self._trained = distributed(denoiser, world)
         self._optimizer = optimizers.adamw(denoiser.parameters(), params.learning_rate, params.optimizer)
         self.ema = Ema(denoiser.network, params.ema.sync_every)
+        self.warnings = warnings(params.ema, updates=params.iterations, batch=params.batch)
 
     def update(self, step: int) -> dict[str, Tensor]:
         params = self._params
@@ -77,7 +78,7 @@ class TeacherTraining:
             total += loss.detach()
         with phase(self.clock, "optimizer"):
             norm = optimizers.step(self._optimizer, params.learning_rate, params.optimizer, step, self.updates)
-        decay = decay_at(params.ema, seen=(step + 1) * params.batch, batch=params.batch)
+        decay = decay_at(params.ema, update=step, batch=params.batch)
         with phase(self.clock, "ema"):
             self.ema.update(self._denoiser.network, decay)
         return {"loss": total, "gradient_norm": norm}
