@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -333,3 +334,28 @@ def test_manifest_round_trip() -> None:
         "model", "train", 1, {"a": [1, 2]}, {"x": InputEntry("k", "p")}, {"f": FileEntry(3, "d")}, {"s": 1}
     )
     assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+@pytest.mark.timeout(30)
+def test_outside_files_that_cannot_be_read_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("1")
+    odd = tmp_path / "odd"
+    os.mkfifo(odd)
+    for path in (tmp_path, odd):
+        with pytest.raises(InputError, match=r"odd cannot be read \(it is a named pipe, not a file\)$"):
+            artifacts.outside_input(path)
+    odd.unlink()
+    with pytest.raises(InputError, match=r"odd cannot be read \(No such file or directory\)$"):
+        artifacts.outside_input(odd)
+    latin = tmp_path / os.fsdecode(b"\xfc")
+    latin.touch()
+    with pytest.raises(InputError, match=r"\\xfc has a name that is not UTF-8"):
+        artifacts.outside_input(tmp_path)
+    latin.unlink()
+
+    def refuse(path: str, *arguments: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(InputError, match=r"a cannot be read \(Permission denied\)$"):
+        artifacts.outside_input(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,12 @@ def test_edm_reads_folder_and_zip(edm: Path) -> None:
         ([[f"00000/img{i:08d}.png", -1] for i in range(4)], "label -1 is no class number"),
         ("nonsense", "cannot be read as EDM's labels"),
         ([[3, 0]], "labels 3, which is no file's name"),
+        ([["00000/img00000000.png", 0, 1]], "is not \\[name, number\\]"),
+        ([["00000/\ud800.png", 0]], r"labels '00000/\\ud800\.png', which is no file's name"),
+        (
+            [["00000/img00000000.png", 0], ["00000/img00000000.png", 1]],
+            "labels 00000/img00000000.png twice, as 0 and as 1",
+        ),
     ],
 )
 def test_edm_labels_that_do_not_fit(tmp_path: Path, labels: Any, words: str) -> None:
@@ -112,6 +119,94 @@ def test_edm_labels_that_do_not_fit(tmp_path: Path, labels: Any, words: str) -> 
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     with pytest.raises(InputError, match=words):
         opened(tmp_path, format="edm")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xff\xfe", "dataset.json cannot be read as EDM's labels"),
+        (b'{"labels": [', "dataset.json cannot be read as EDM's labels"),
+        (b"[" * 100_000, "dataset.json cannot be read as EDM's labels"),
+        (b"[]", "dataset.json cannot be read as EDM's labels"),
+        (b"{}", "dataset.json has no 'labels'"),
+        (b'{"labels": [], "labels": null}', "'labels' stands there twice"),
+        (b'{"labels": {"x.png": 0, "x.png": 1}}', "'x.png' stands there twice"),
+    ],
+)
+def test_edm_labels_that_cannot_be_read(edm: Path, content: bytes, words: str) -> None:
+    if edm.is_dir():
+        (edm / "dataset.json").write_bytes(content)
+    else:
+        with zipfile.ZipFile(edm, "w") as archive:
+            archive.writestr("dataset.json", content)
+    with pytest.raises(InputError) as caught:
+        opened(edm, format="edm")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def _damaged(content: bytes, name: bytes) -> bytes:
+    """A zip whose member's stored bytes differ from their checksum."""
+    at = content.index(name) + len(name) + 4
+    return content[:at] + bytes([content[at] ^ 0xFF]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda content: _damaged(content, b"dataset.json"), "dataset.json cannot be read from the zip (Bad CRC-32"),
+        (lambda content: content.replace(b"dataset.json", b"\xff\xfeaset.json"), "is no zip that can be read"),
+        (lambda content: content[: len(content) // 2], "is no zip that can be read"),
+        (lambda content: b"", "is no zip that can be read"),
+        (lambda content: content.replace(b"img00000001", b"img00000000"), "holds 00000/img00000000.png twice"),
+    ],
+)
+def test_edm_zips_that_cannot_be_read(tmp_path: Path, change: Any, words: str) -> None:
+    path = tmp_path / "edm.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("dataset.json", json.dumps({"labels": [["00000/img00000000.png", 0]]}))
+        for index in range(2):
+            archive.writestr(f"00000/img{index:08d}.png", encoded(noise(1, 8, 3)[0]))
+    content = path.read_bytes()
+    if "aset" in words or b"\xff" in change(content):  # a name is UTF-8 only where its flag says so
+        content = content.replace(b"PK\x03\x04\x14\x00\x00\x00", b"PK\x03\x04\x14\x00\x00\x08")
+        content = content.replace(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x00\x08")
+    path.write_bytes(change(content))
+    with pytest.raises(InputError) as caught:
+        opened(path, format="edm")
+    assert words in str(caught.value)
+
+
+def test_edm_members_that_cannot_be_read_are_bad(tmp_path: Path) -> None:
+    path = tmp_path / "edm.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("a.png", "b.png"):
+            archive.writestr(name, encoded(noise(1, 8, 3)[0]))
+        archive.writestr("dataset.json", json.dumps({"labels": [["a.png", 0], ["b.png", 1]]}))
+    path.write_bytes(_damaged(path.read_bytes(), b"a.png"))
+    source = opened(path, format="edm")
+    with pytest.raises(BadImage, match="cannot be read from the zip"):
+        source.read(0)
+    assert source.read(1) == encoded(noise(1, 8, 3)[0])
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["x.lmdb", "data.mdb", "x.npz", "some.npz", "dataset.json", "names.txt"])
+def test_named_pipes_are_refused_in_every_format(tmp_path: Path, name: str) -> None:
+    """Whatever opened one would wait for a writer for ever."""
+    pixels = tmp_path / "images.npz"
+    np.savez(pixels, images=noise(2, 8, 3), labels=np.arange(2))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a.png").touch()
+    os.mkfifo(folder / name)
+    form = {"x.lmdb": "lmdb", "data.mdb": "lmdb", "dataset.json": "edm"}.get(name, "npz")
+    path = {"some.npz": folder, "data.mdb": folder, "dataset.json": folder, "names.txt": pixels}.get(
+        name, folder / name
+    )
+    changes = {"class_names": str(folder / name)} if name == "names.txt" else {}
+    with pytest.raises(InputError, match="is a named pipe"):
+        opened(path, format=form, **changes)
 
 
 def test_edm_labels_of_files_that_are_not_there(edm: Path) -> None:
@@ -259,7 +354,7 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
         opened(tmp_path)
     with pytest.raises(InputError, match=r"holds a: data\.split\.by=folder takes train/"):
         opened(tmp_path, split={"by": "folder"})
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         opened(tmp_path / "x.png")
     with pytest.raises(InputError, match=r"takes data\.format=folder, not npz"):
         opened(tmp_path, format="npz", split={"by": "folder"})

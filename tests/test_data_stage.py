@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -173,10 +175,147 @@ def test_files_that_edms_labels_name_and_that_are_not_there(run: Run) -> None:
     assert aside == {"b/gone.png": "is labelled in dataset.json and not there"}
 
 
+# ---- odd directory entries ----
+
+
+def _bind(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(path))
+
+
+ODD: dict[str, tuple[str | bytes, Callable[[Path], Any], str]] = {  # name, how it is made, what is said of it
+    "pipe": ("a/pipe.png", os.mkfifo, "a/pipe.png is a named pipe"),
+    "socket": ("a/socket.png", _bind, "a/socket.png is a socket"),
+    "device": ("a/zero.png", lambda path: path.symlink_to("/dev/zero"), "a/zero.png is a device"),
+    "own-link": (
+        "a/self.png",
+        lambda path: path.symlink_to("self.png"),
+        "a/self.png cannot be read (Too many levels of symbolic links)",
+    ),
+    "loop": ("a/up", lambda path: path.symlink_to(".."), "a/up is a link to a folder that contains it"),
+    "two-loops": (
+        "b/x/y",
+        lambda path: (path.parent.mkdir(), path.symlink_to(path.parent.resolve())),
+        "b/x/y is a link to a folder that contains it",
+    ),
+    "latin-1": (b"a/\xfc.png", Path.touch, r"a/\xfc.png has a name that is not UTF-8"),
+    "latin-1-folder": (b"a/\xfc", Path.mkdir, r"a/\xfc has a name that is not UTF-8"),
+    "latin-1-class": (b"\xfc", Path.mkdir, r"\xfc has a name that is not UTF-8"),
+    "new-line": ("a/1\n2.png", Path.touch, r"a/1\n2.png is no image in a known format"),
+    "folder-pipe": ("pipe", os.mkfifo, "pipe is a named pipe"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.timeout(60)
+def test_odd_entries_are_bad_files_with_a_reason(run: Run, kind: str) -> None:
+    name, make, says = ODD[kind]
+    class_folders(Path("photos"))
+    make(Path("photos", os.fsdecode(name)))
+    code, lines = run("--output", "out")
+    assert code == 2
+    (line,) = lines
+    assert line.startswith(f"pipestill dataset: photos/{says}: ")
+    assert run("--output", "out", "data.on_bad=set-aside") == (0, [])
+    dataset = open_dataset(Path("out"))
+    assert (dataset.images(range(12)) == noise(12, 8, 3)).all()
+    ((aside, reason),) = dataset.artifact.manifest.summary["set_aside"].items()
+    assert says in f"{aside} {reason}".replace("\n", r"\n")
+    assert run("--output", "out", "data.on_bad=set-aside") == (0, [])  # found again, by the digest of the same source
+
+
+def test_each_image_is_listed_once_through_links_that_contain_each_other(run: Run) -> None:
+    class_folders(Path("photos"))
+    Path("photos/a/x").symlink_to("../b")
+    Path("photos/b/y").symlink_to("../a")
+    assert run("--output", "out", "data.on_bad=set-aside") == (0, [])
+    dataset = open_dataset(Path("out"))
+    assert sorted(dataset.names) == sorted(
+        [f"a/{i:04d}.png" for i in range(6)]
+        + [f"a/x/{i:04d}.png" for i in range(6, 12)]
+        + [f"b/{i:04d}.png" for i in range(6, 12)]
+        + [f"b/y/{i:04d}.png" for i in range(6)]
+    )
+    assert sorted(dataset.artifact.manifest.summary["set_aside"]) == ["a/x/y", "b/y/x"]
+
+
+@pytest.mark.parametrize("kind", ["file", "class folder", "folder", "all"])
+def test_what_may_not_be_read_is_said(run: Run, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions mean nothing to root, so the system's refusal is imitated."""
+    class_folders(Path("photos"))
+    class_folders(Path("photos/b/deep"), classes=1)
+    forbidden = {"file": "a/0003.png", "class folder": "a", "folder": "b/deep", "all": "."}[kind]
+
+    def refusing(function: Any) -> Any:
+        def call(path: Any, *arguments: Any, **options: Any) -> Any:
+            if str(path) == str(Path("photos", forbidden)):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "open", refusing(os.open))
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    code, lines = run("--output", "out")
+    assert code == 2
+    (line,) = lines
+    assert "cannot be read (Permission denied)" in line or "the first cannot be read (Permission denied)" in line
+    assert str(Path("photos", forbidden)) in line
+
+
+def test_files_that_vanish_while_they_are_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipestill.data import sources
+
+    class_folders(Path("photos"))
+    plain = sources.open_source
+
+    def then_gone(data: Any) -> Any:
+        source = plain(data)
+        Path("photos/a/0000.png").unlink(missing_ok=True)
+        return source
+
+    monkeypatch.setattr(sources, "open_source", then_gone)
+    code, lines = run("--output", "out")
+    assert code == 2
+    assert "photos/a/0000.png cannot be read (No such file or directory)" in lines[0]
+    class_folders(Path("photos"))
+    assert run("--output", "out", "data.on_bad=set-aside") == (0, [])
+    assert open_dataset(Path("out")).names == [f"{'ab'[i // 6]}/{i:04d}.png" for i in range(1, 12)]
+
+
+@pytest.mark.parametrize("when", ["digest", "decode"])
+def test_a_disk_that_cannot_be_read_is_no_failed_write(run: Run, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipestill import userfiles
+
+    class_folders(Path("photos"))
+    plain, seen = userfiles.open_file, 0
+
+    def failing(path: Path) -> Any:
+        nonlocal seen
+        seen += str(path) == "photos/a/0002.png"
+        if str(path) == "photos/a/0002.png":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return plain(path)
+
+    monkeypatch.setattr(
+        "pipestill.digests.open_file" if when == "digest" else "pipestill.data.folders.open_file", failing
+    )
+    code, lines = run("--output", "out")
+    assert code == 3
+    (line,) = lines
+    assert "a/0002.png could not be read (Input/output error)" in line
+    assert seen
+
+
+# ---- folders that cannot be used ----
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: None, "data.path=photos does not exist"),
+        (lambda: os.mkfifo("photos"), "data.path=photos is a named pipe"),
+        (lambda: Path("photos").symlink_to("photos"), "photos cannot be read (Too many levels of symbolic links)"),
         (lambda: Path("photos").mkdir(), "data.path=photos holds no images"),
         (lambda: class_folders(Path("photos"), classes=1), "one class only ('a')"),
         (lambda: class_folders(Path("photos/a")), None),  # nested folders belong to their class: one class

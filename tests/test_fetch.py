@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -205,6 +207,36 @@ def test_without_a_network_the_message_says_what_to_put_where(tmp_path: Path) ->
     assert missing(params(nowhere), Path("inputs/net")) == []
     assert fetched(params(nowhere)) == CONTENT
     assert Path("inputs/net/net.pkl").exists()  # what somebody brought stays theirs
+
+
+@pytest.mark.timeout(30)
+def test_odd_things_where_a_file_was_to_be_put_are_named(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is downloaded instead, and a named pipe is not waited for."""
+    brought, entry = Path("inputs/net/net.pkl"), params(site)
+    path = FetchParams.model_validate({"files": [{"path": "x", "source": "path", "location": str(brought)}]})
+    brought.parent.mkdir(parents=True)
+    for make, says in (
+        (os.mkfifo, "inputs/net/net.pkl is a named pipe: a file was expected there"),
+        (os.mkdir, "inputs/net/net.pkl is a folder: a file was expected there"),
+        (lambda place: place.symlink_to("gone"), "inputs/net/net.pkl is a link to nothing"),
+        (lambda place: place.symlink_to(place.name), "Too many levels of symbolic links"),
+    ):
+        make(brought)
+        for one in (entry, path):
+            with pytest.raises(InputError, match=says):
+                fetch(one, Path("out"), inbox=Path("inputs/net"))
+            assert len(missing(one, Path("inputs/net"))) == 1
+        brought.rmdir() if brought.is_dir() else brought.unlink()
+    brought.write_bytes(CONTENT)
+
+    def refuse(path: str, *arguments: object) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    says = r"net\.pkl cannot be read \(Permission denied\)"
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=says):
+        patch.setattr("pipestill.userfiles.os.open", refuse)
+        fetch(path, Path("out"), inbox=Path("nowhere"))
+    assert site.seen == []
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pipestill import digests
 from pipestill.errors import InputError, SurroundingsError
+from pipestill.userfiles import escaped, is_utf8, unreadable
 
 MANIFEST = "manifest.json"
 LICENCE = "LICENCE"  # in artefacts of fetched files: under which they may be used, a part of their payload
@@ -174,12 +175,32 @@ def verify(artifact: Artifact) -> None:
 
 
 def outside_input(path: Path) -> InputEntry:
-    """An input that is no artefact (a user's folder or file), identified by names, sizes and contents."""
-    if path.is_file():
-        return InputEntry("file", digests.of_file(path))
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    listing = {file.relative_to(path).as_posix(): digests.of_file(file) for file in files}
+    """An input that is no artefact (a user's folder or file), identified by names, sizes and contents.
+
+    Raises InputError for anything in it that cannot be read: a named pipe, a missing permission, a name that is not
+    UTF-8, a file that disappears meanwhile.
+    """
+    if not path.is_dir():
+        return InputEntry("file", _digest(path))
+    listing = {}
+    for folder, _, names in os.walk(path, onerror=_raise):
+        for name in names:
+            file = Path(folder, name)
+            if not is_utf8(name):
+                raise InputError(f"{escaped(file)} has a name that is not UTF-8: rename it")
+            listing[file.relative_to(path).as_posix()] = _digest(file)
     return InputEntry("folder", digests.of_value(listing))
+
+
+def _digest(path: Path) -> str:
+    try:
+        return digests.of_file(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise unreadable(error.filename, error) from error
 
 
 def describe_files(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, FileEntry]:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipestill.userfiles import open_file
+
 
 def canonical_json(value: Any) -> str:
     """One text for equal values: sorted keys, no spaces, floats by shortest representation."""
@@ -24,6 +26,6 @@ def of_bytes(data: bytes | memoryview) -> str:
 
 
 def of_file(path: Path) -> str:
-    """SHA-256 (hex) of a file's content."""
-    with path.open("rb") as file:
+    """SHA-256 (hex) of a regular file's content. Raises OSError, also for a named pipe, a device or a folder."""
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from pipestill import artifacts
 from pipestill.artifacts import MANIFEST, Artifact, InputEntry
 from pipestill.errors import InputError
 from pipestill.standing import figures_of, open_any, same_figures
+from pipestill.userfiles import read_text, unreadable
 
 OUTSIDE = ("folder", "file")  # kinds of what no stage makes
 FOLDERS = ("data", "artifacts")  # where a project's artefacts lie
@@ -77,7 +78,9 @@ def _artifact_of(path: Path, known: Mapping[InputEntry, Artifact]) -> Artifact:
             return open_any(folder)
     if path.suffix == ".json":
         try:
-            figures = json.loads(path.read_text(encoding="utf-8"))
+            figures = json.loads(read_text(path))
+        except OSError as error:
+            raise unreadable(path, error) from error
         except ValueError as error:
             raise InputError(f"{path} cannot be read as JSON: {error}") from error
         for artifact in sorted(known.values(), key=lambda artifact: artifact.path.name != path.stem):

@@ -12,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipestill.config import DataParams
+from pipestill.data.edm import DAMAGED
+from pipestill.data.listing import Lister
 from pipestill.data.source import Source, numbered, without_labels
 from pipestill.errors import InputError
+from pipestill.userfiles import escaped, open_file
 
 IMAGE_ARRAYS = ("images", "arr_0", "data")
 LABEL_ARRAYS = ("labels", "arr_1", "label")
@@ -24,7 +27,7 @@ def npz(path: Path, data: DataParams) -> Source:
 
     Flat rows are channel by channel; their labels, where they start at 1 as that archive's do, are stored from 0 on.
     """
-    files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    files = _npz_files(path) if path.is_dir() else [path]
     images, labels, names, flat = [], [], [], False
     for file in files:
         found = _load_npz(file)
@@ -54,12 +57,22 @@ def npz(path: Path, data: DataParams) -> Source:
     return Source(names, numbers, classes, read, named)
 
 
+def _npz_files(folder: Path) -> list[Path]:
+    """The npz files of a folder, sorted. Raises InputError for an odd entry among them."""
+    lister = Lister(folder)
+    _, names = lister.children()
+    for name, reason in sorted(lister.strays.reasons.items()):
+        if name == "." or name.endswith(".npz"):
+            raise InputError(f"{escaped(folder / name)} {reason}: fix it or remove it")
+    return [folder / name for name in names if name.endswith(".npz")]
+
+
 def _load_npz(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an npz file; those stored without compression are mapped, not read. Raises InputError."""
     wanted = {f"{name}.npy" for name in IMAGE_ARRAYS + LABEL_ARRAYS}
     arrays = {}
     try:
-        with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
+        with open_file(path) as raw, zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 if info.filename not in wanted:
                     continue
@@ -75,7 +88,7 @@ def _load_npz(path: Path) -> dict[str, NDArray[Any]]:
                             raise ValueError("it holds Python objects")
                         array = np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
                 arrays[info.filename.removesuffix(".npy")] = array
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path} is no npz that can be read ({error}): copy it again") from error
     return arrays
 
@@ -148,6 +161,3 @@ def dmd2_lmdb(path: Path, data: DataParams) -> Source:
         raise InputError(f"{path} does not hold one int64 label for each of its {count} images")
     labels, classes = numbered(np.frombuffer(raw, dtype="<i8").tolist(), path)
     return Source(names, labels, classes, read, files)
-
-
-# ---- labels ----

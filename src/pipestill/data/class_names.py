@@ -12,6 +12,7 @@ import numpy as np
 
 from pipestill.data.source import Source, in_order
 from pipestill.errors import InputError
+from pipestill.userfiles import read_text
 
 
 def renamed(source: Source, path: Path) -> Source:
@@ -34,9 +35,9 @@ def renamed(source: Source, path: Path) -> Source:
 def _read(path: Path) -> list[str]:
     """Names in the order of the source's numbers. Raises InputError."""
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"data.class_names={path} cannot be read ({reason})") from None
     numbered = [len(words) > 1 and words[1].isdecimal() for words in lines]
     if any(numbered) and not all(numbered):

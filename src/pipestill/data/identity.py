@@ -19,6 +19,7 @@ from pipestill.artifacts import InputEntry
 from pipestill.data.source import Source
 from pipestill.errors import InputError
 from pipestill.progress import Bar
+from pipestill.userfiles import OF_THE_SURROUNDINGS, unreadable
 from pipestill.work import runs_root, write_atomic
 
 READERS = 8  # threads that read files for their digests
@@ -76,7 +77,11 @@ def _signature(files: dict[str, Path]) -> tuple[str, int]:
     """A digest of what the file system says of the files, and when the newest of them changed (ns)."""
     digest, newest = hashlib.sha256(), 0
     for name in sorted(files):
-        status = _status(files[name])
+        try:
+            status = _status(files[name])
+        except OSError as error:  # it went away; the build will name it
+            digest.update(f"{name}\0{error.strerror}\n".encode())
+            continue
         digest.update(f"{name}\0{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}\n".encode())
         newest = max(newest, status.st_ctime_ns)
     return digest.hexdigest(), newest
@@ -91,10 +96,15 @@ def _status(path: Path) -> os.stat_result:
 
 
 def _digest(path: Path) -> str:
-    """The digest of a file's content; one that cannot be read is known by why (the build will name it)."""
+    """The digest of a file's content; one that cannot be read is known by why (the build will name it).
+
+    Raises SurroundingsError if the machine or its file system failed.
+    """
     try:
         return digests.of_file(path)
-    except (FileNotFoundError, PermissionError) as error:
+    except OSError as error:
+        if error.errno in OF_THE_SURROUNDINGS:
+            raise unreadable(path, error) from error
         return f"unreadable: {error.strerror}"
 
 

@@ -25,11 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipestill import digests
-from pipestill.data.source import Source
+from pipestill.data.source import Content, Source
 from pipestill.data.transforms import BadImage, Form, Found, difference_hash, prepare
 from pipestill.errors import Stopped, SurroundingsError
 from pipestill.progress import Bar
 from pipestill.stopping import StopRequest
+from pipestill.userfiles import escaped, unreadable
 
 CHUNK = 64  # images that one task decodes and one line of the journal stands for
 FLUSH_EVERY = 1.0  # seconds of work that a kill or a power cut may cost
@@ -115,9 +116,14 @@ class _Job:
             for fact, index in zip(facts, items, strict=True):
                 found = Found()
                 try:
-                    pixels = prepare(self.source.read(index), self.form, found)
+                    pixels = prepare(self._content(index), self.form, found)
                 except BadImage as error:
                     bad[index] = str(error)
+                except MemoryError as error:
+                    raise SurroundingsError(
+                        f"{escaped(self.source.names[index])} ({found.width}x{found.height}) does not fit into memory: "
+                        "lower operation.workers, or remove it"
+                    ) from error
                 else:
                     data = np.ascontiguousarray(pixels).data.cast("B")
                     _write_at(file.fileno(), data, index * self.image_bytes)
@@ -129,6 +135,13 @@ class _Job:
         with self.facts.open("rb+", buffering=0) as file:
             _write_at(file.fileno(), facts.view(np.uint8).data, items.start * FACTS.itemsize)
         return chunk, bad
+
+    def _content(self, index: int) -> Content:
+        """An image's content. Raises BadImage, and SurroundingsError if the machine failed to read it."""
+        try:
+            return self.source.read(index)
+        except OSError as error:
+            raise unreadable(self.source.names[index], error) from error
 
 
 def _write_at(descriptor: int, data: memoryview, offset: int) -> None:

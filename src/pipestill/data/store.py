@@ -9,6 +9,7 @@ import errno
 import json
 import math
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from pipestill import artifacts
 from pipestill.artifacts import Artifact
 from pipestill.errors import InputError, SurroundingsError
 from pipestill.progress import Bar
+from pipestill.userfiles import NotAFile
 
 IMAGES = "images.lmdb"
 PARTS = ("train", "validation", "test")
@@ -48,6 +50,8 @@ def environment(path: Path) -> lmdb.Environment:
     file = path / "data.mdb" if path.is_dir() else path
     try:
         status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise NotAFile(file, status.st_mode)
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}): an LMDB file was expected there") from error
     identity = (status.st_dev, status.st_ino)
@@ -144,13 +148,17 @@ class Dataset:
         values, slots = np.divmod(wanted, self.layout.per_value)
         order = np.argsort(values, kind="stable")
         ends = [*np.flatnonzero(np.diff(values[order])) + 1, len(order)]
-        with environment(self.artifact.path / IMAGES).begin(buffers=True) as transaction:
-            start = 0
-            for end in ends:
-                group = order[start:end]
-                block = np.frombuffer(transaction.get(_key(int(values[group[0]])), b""), dtype=np.uint8)
-                out[group] = block.reshape(-1, *shape)[slots[group]]
-                start = end
+        path = self.artifact.path / IMAGES
+        try:
+            with environment(path).begin(buffers=True) as transaction:
+                start = 0
+                for end in ends:
+                    group = order[start:end]
+                    block = np.frombuffer(transaction.get(_key(int(values[group[0]])), b""), dtype=np.uint8)
+                    out[group] = block.reshape(-1, *shape)[slots[group]]
+                    start = end
+        except lmdb.Error as error:
+            raise InputError(f"{path} cannot be read ({_reason(error)}): rebuild {self.artifact.path}") from error
         return out
 
 

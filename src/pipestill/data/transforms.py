@@ -7,7 +7,6 @@ owner of the images (which palette, which background behind transparency, which 
 
 from __future__ import annotations
 
-import errno
 import io
 import warnings
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipestill.config import DataParams
+from pipestill.userfiles import OF_THE_SURROUNDINGS
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # beyond twice that size Pillow raises, and we refuse
 
@@ -29,7 +29,6 @@ FILTERS = {
 }
 ORIENTATION = 0x0112  # EXIF tag
 PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA")
-OF_THE_SURROUNDINGS = (errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
 
 class BadImage(Exception):

@@ -18,6 +18,7 @@ from pipestill.errors import InputError
 from pipestill.progress import say
 from pipestill.stages import common
 from pipestill.stopping import StopRequest
+from pipestill.userfiles import escaped
 from pipestill.work import open_work, runs_root
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def check(
         f"transform={data.transform} filter={data.filter}: {summarised(found)}"
     )
     for file in found["bad"]["files"][:PRINTED]:
-        say(f"  {file['name']} {file['reason']}")
+        say(f"  {escaped(file['name'])} {file['reason']}")
     if found["bad"]["count"] > PRINTED:
         say(f"  and {found['bad']['count'] - PRINTED} more: see --report")
     return found
@@ -234,10 +235,10 @@ def _refusal(report: dict[str, Any], data: DataParams, page: Path) -> str:
     bad = report["bad"]["files"]
     if len(bad) > 1:
         for file in bad[:PRINTED]:
-            say(f"  {file['name']} {file['reason']}")
+            say(f"  {escaped(file['name'])} {file['reason']}")
         if len(bad) > PRINTED:
             say(f"  and {len(bad) - PRINTED} more")
-    first = f"{Path(data.path) / bad[0]['name']} {bad[0]['reason']}"
+    first = f"{escaped(Path(data.path) / bad[0]['name'])} {bad[0]['reason']}"
     what = first if len(bad) == 1 else f"{len(bad)} files of {data.path} cannot be used, the first is {first}"
     return f"{what}: mend or remove, or set data.on_bad=set-aside (report: {page})"
 

@@ -17,6 +17,7 @@ from pipestill.errors import InputError, SurroundingsError
 from pipestill.progress import say
 from pipestill.stages import common
 from pipestill.stopping import StopRequest
+from pipestill.userfiles import copy_file, is_there, unreadable
 from pipestill.work import Work, open_work, writing
 
 VERSION = 1
@@ -56,7 +57,7 @@ def fetch(params: FetchParams, output: Path, *, inbox: Path, stop: StopRequest |
     """
     inputs = {}
     for file in params.files:
-        if file.source == "path" and Path(file.location).is_file():  # what lies there is not pinned by its name
+        if file.source == "path" and is_there(Path(file.location)):  # what lies there is not pinned by its name
             inputs[file.path] = artifacts.outside_input(Path(file.location))
     with open_work(
         kind="files", stage="fetch", version=VERSION, parameters=params.plain(), inputs=inputs, output=output
@@ -81,7 +82,7 @@ def fetch(params: FetchParams, output: Path, *, inbox: Path, stop: StopRequest |
                 if place.is_relative_to(work.state):
                     shutil.move(place, target)
                 else:
-                    shutil.copyfile(place, target)
+                    copy_file(place, target)
             _check(file_of[name], target)  # what is published, not what lay elsewhere a moment ago
         if params.licence:
             (staging / artifacts.LICENCE).write_text(f"{params.licence}\n", encoding="utf-8")
@@ -102,7 +103,10 @@ def missing(params: FetchParams, inbox: Path) -> list[str]:
 
 
 def _at_hand(file: FetchedFile, inbox: Path) -> bool:
-    return (inbox / file.path).is_file() or (file.source == "path" and Path(file.location).is_file())
+    try:
+        return is_there(inbox / file.path) or (file.source == "path" and is_there(Path(file.location)))
+    except InputError:  # something odd lies there: `fetch` itself says what
+        return False
 
 
 def _describe(file: FetchedFile) -> str:
@@ -116,12 +120,12 @@ def _describe(file: FetchedFile) -> str:
 def _bring(file: FetchedFile, work: Work, inbox: Path, stop: StopRequest | None) -> Path:
     """Where the file is: as somebody brought it, or downloaded into the work's state."""
     brought = inbox / file.path
-    if brought.is_file():
+    if is_there(brought):
         say(f"{file.path}: taken from {brought}")
         return brought
     if file.source == "path":
         place = Path(file.location)
-        if not place.is_file():
+        if not is_there(place):
             raise InputError(f"{place} is not there: put it there, or at {brought}")
         return place
     target = work.state / "files" / file.path
@@ -141,11 +145,14 @@ def _bring(file: FetchedFile, work: Work, inbox: Path, stop: StopRequest | None)
 
 def _check(file: FetchedFile, place: Path) -> None:
     """Raises InputError where a file is not the one that the parameters state."""
-    size = place.stat().st_size
-    wrong = f"{size:,} bytes, {file.size:,} were expected" if file.size not in (None, size) else ""
-    if not wrong and file.sha256 is not None:
-        say(f"{file.path}: checking {size:,} bytes")
-        found = digests.of_file(place)
-        wrong = f"sha256 {found}, {file.sha256} was expected" if found != file.sha256 else ""
+    try:
+        size = place.stat().st_size
+        wrong = f"{size:,} bytes, {file.size:,} were expected" if file.size not in (None, size) else ""
+        if not wrong and file.sha256 is not None:
+            say(f"{file.path}: checking {size:,} bytes")
+            found = digests.of_file(place)
+            wrong = f"sha256 {found}, {file.sha256} was expected" if found != file.sha256 else ""
+    except OSError as error:
+        raise unreadable(place, error) from error
     if wrong:
         raise InputError(f"{place} has {wrong}: it is another file than {_describe(file)}, or damaged")
