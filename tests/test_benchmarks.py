@@ -51,7 +51,9 @@ def test_nothing_is_begun_after_the_time_given(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu, "SMALL", TINY)
-    monkeypatch.setattr(sys, "argv", "gpu.py --small --minutes 0 --batch 2 --repeats 1 --compile".split())
+    monkeypatch.setattr(
+        sys, "argv", ["gpu.py", "--small", "--minutes", "0", "--batch", "2", "--repeats", "1", "--compile"]
+    )
     gpu.main()
     skipped = [line for line in capsys.readouterr().out.splitlines() if line.startswith("out of time")]
     assert len(skipped) == 7 + 2 * 3 + 1
