@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pipestill import digests
-from pipestill.errors import InputError, SurroundingsError
+from pipestill.errors import InputError, SurroundingsError, denied
+from pipestill.modes import follow_umask
 from pipestill.userfiles import escaped, is_utf8, unreadable
 
 MANIFEST = "manifest.json"
@@ -129,14 +130,16 @@ def read(path: Path, kind: str) -> Artifact:
 
     Raises InputError, in one line that says what is wrong and what to do.
     """
-    if not path.exists():
-        raise InputError(f"{path} does not exist: a {kind} artefact was expected there")
     manifest_path = path / MANIFEST
     try:
+        if not path.exists():
+            raise InputError(f"{path} does not exist: a {kind} artefact was expected there")
         manifest = Manifest.from_json(manifest_path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         message = f"{path} is no artefact (it has no {MANIFEST}): a {kind} artefact was expected there"
         raise InputError(message) from error
+    except PermissionError as error:
+        raise denied(manifest_path) from error
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{manifest_path} cannot be read ({error}): rebuild the artefact") from error
     if manifest.kind != kind:
@@ -158,8 +161,12 @@ def _size(path: Path, file: Path) -> int:
         found = file.stat()
     except (FileNotFoundError, NotADirectoryError):
         found = None
+    except PermissionError as error:
+        raise denied(file) from error
     if found is None or not stat.S_ISREG(found.st_mode):
         raise InputError(f"{file} is missing: {path} is not whole, rebuild it or pull it again")
+    if not os.access(file, os.R_OK):  # libraries each have an error of their own for it
+        raise denied(file)
     return found.st_size
 
 
@@ -248,6 +255,7 @@ def publish(staging: Path, final: Path, manifest: Manifest) -> Artifact:
     """
     check_place(final, manifest.kind, manifest.inputs)
     try:
+        follow_umask(staging)
         _sync_below(staging, [*manifest.files, *manifest.views])
         (staging / MARK).write_text(f"{manifest.kind}\n", encoding="utf-8")
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

@@ -20,7 +20,7 @@ from types import ModuleType
 
 from pipestill import __version__, launch, logs, slurm
 from pipestill.arguments import GRAMMAR, Parser
-from pipestill.errors import InputError, PipestillError, Stopped, SurroundingsError, nearest
+from pipestill.errors import InputError, PipestillError, Stopped, SurroundingsError, denied, nearest
 from pipestill.stopping import STOPPED
 
 COMMANDS = {
@@ -45,7 +45,7 @@ COMMANDS = {
     "status": "which stages are done, running, stopped, and how far they are",
     "doctor": "check this installation and this project",
 }
-MISPLACED = (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+MISPLACED = (FileExistsError, NotADirectoryError, IsADirectoryError)
 LOST_PEER = ("onnection closed by peer", "onnection reset by peer")  # in what gloo raises
 EXIT_CODES = (
     "exit codes: 0 done, or nothing to do; 75 stopped with its state saved, start it again; "
@@ -98,6 +98,8 @@ def _guarded(name: str, arguments: list[str]) -> tuple[int, str]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             where = f" ({error.filename})" if error.filename else ""
             return SurroundingsError.exit_code, f"{error.strerror}{where}: free some space or mend it, then go on"
+        if isinstance(error, PermissionError) and error.filename:
+            return InputError.exit_code, str(denied(Path(os.fsdecode(error.filename))))
         if isinstance(error, MISPLACED) and error.filename:
             return InputError.exit_code, f"{error.filename}: {error.strerror}: name another place, or make room there"
         traceback.print_exc()

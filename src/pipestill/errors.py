@@ -5,7 +5,9 @@ Every error here is printed as one line; anything else that escapes is a bug and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class PipestillError(Exception):
@@ -30,6 +32,28 @@ class Stopped(PipestillError):
     """The stage stopped at its time limit or on request, with its state saved: start it again."""
 
     exit_code = 75
+
+
+def denied(path: Path) -> InputError:
+    """The error for a file or folder that is there and may not be read or written."""
+    import pwd
+    import stat
+
+    for place in (*reversed(path.absolute().parents), path):  # the first that stands in the way
+        try:
+            found = place.stat()
+        except OSError:
+            break
+        if not os.access(place, os.X_OK if place != path else os.R_OK):
+            break
+    else:
+        return InputError(f"{path}: permission denied")
+    try:
+        owner = pwd.getpwuid(found.st_uid).pw_name
+    except KeyError:
+        owner = f"uid {found.st_uid}"
+    whose = f"{'it' if place == path else place} belongs to {owner}, {stat.filemode(found.st_mode)}"
+    return InputError(f"{path}: permission denied ({whose}): have it made readable")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipestill import artifacts, tracing
 from pipestill.errors import InputError
+from pipestill.modes import follow_umask
 from pipestill.progress import say
 from pipestill.work import writing
 
@@ -84,6 +85,7 @@ def export(
         for grid, (picture, _) in zip(grids, pictures, strict=True):
             (staging / picture).parent.mkdir(exist_ok=True)
             shutil.copyfile(grid, staging / picture)
+        follow_umask(staging)
         os.rename(staging, output)
     say(f"{output}: {card.role} {artifact.path.name}, {licence.strip()}")
     return output

@@ -12,7 +12,7 @@ from pipestill.config.fields import Section
 from pipestill.config.overrides import apply, parse_overrides
 from pipestill.config.values import parse_yaml
 from pipestill.config.whole import Params, contradictions
-from pipestill.errors import InputError
+from pipestill.errors import InputError, denied
 from pipestill.explain import explain
 
 
@@ -29,6 +29,8 @@ def load(path: Path, overrides: Sequence[str] = (), *, whole: bool = False) -> P
     """Reads a parameter file, applies `key.name=value` overrides, checks (`whole`: see `check`). Raises InputError."""
     try:
         text = path.read_text(encoding="utf-8")
+    except PermissionError as error:
+        raise denied(path) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"{path} cannot be read ({reason}): write one with pipestill config") from error

@@ -201,7 +201,7 @@ class _Journal:
 
 def _sized(path: Path, size: int) -> int:
     """The file opened for writing, `size` bytes long; a disk without room for it says so now, not hours later."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         os.posix_fallocate(descriptor, 0, size)
     except OSError:

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipestill import artifacts
 from pipestill.artifacts import Artifact
 from pipestill.errors import InputError, SurroundingsError
+from pipestill.modes import follow_umask
 from pipestill.progress import Bar
 from pipestill.userfiles import NotAFile
 
@@ -319,6 +320,7 @@ def export_dmd2(dataset: Dataset, indices: NDArray[np.int64], path: Path) -> Non
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_lmdb(partial, pairs(), values=2 * count + 2, value_bytes=max(dataset.layout.image_bytes, 64))
+        follow_umask(partial)
         os.replace(partial, path)
     except OSError as error:
         raise SurroundingsError(f"{path} could not be written: {error.strerror or error}") from error

@@ -22,6 +22,7 @@ from torch import Tensor
 from pipestill.classes import by_name
 from pipestill.config import RunParams, denoiser_params
 from pipestill.errors import InputError
+from pipestill.modes import follow_umask
 from pipestill.networks.model import ModelCard, card_of, load_unet, wrap
 from pipestill.networks.unet2d import UNet2DModel
 from pipestill.sampling.items import to_uint8
@@ -65,6 +66,7 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         index = Path(save_directory) / "model_index.json"
         body = json.loads(index.read_text(encoding="utf-8"))
         index.write_text(json.dumps(body | {"unet": ["diffusers", "UNet2DModel"]}, indent=1) + "\n", encoding="utf-8")
+        follow_umask(Path(save_directory))
 
     @property
     def card(self) -> ModelCard:

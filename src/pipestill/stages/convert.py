@@ -13,6 +13,7 @@ from pipestill import artifacts
 from pipestill.artifacts import Artifact
 from pipestill.config import ConvertParams
 from pipestill.errors import InputError
+from pipestill.modes import follow_umask
 from pipestill.progress import say
 from pipestill.stages import common
 from pipestill.work import open_work, writing
@@ -132,4 +133,5 @@ def to_edm(model: Path, file: Path, *, weights: str = "ema") -> None:
             save_file(tensors, file)
         else:
             torch.save(tensors, file)
+        follow_umask(file)
     say(f"{file}: {len(tensors)} tensors")
