@@ -56,8 +56,8 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
     frames = [Image.fromarray(frame) for frame in noise(3, 8, 3)]
     return {
         "truncated.jpg": (encoded(photo, "JPEG")[:-300], "truncated"),
-        "deep.png": (saved(deep, "PNG"), "more than 8 bits a channel (mode I;16)"),
-        "deep-rgb.png": (png_16bit_rgb(), "more than 8 bits a channel (mode RGB;16)"),
+        "deep.png": (saved(deep, "PNG"), "has 16 bits per channel"),
+        "deep-rgb.png": (png_16bit_rgb(), "has 16 bits per channel"),
         "palette.png": (saved(image.convert("P"), "PNG"), "has a palette (mode P)"),
         "still.gif": (saved(image, "GIF"), "has a palette (mode P)"),
         "animated.gif": (saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), "animated"),

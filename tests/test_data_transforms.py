@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import math
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
-from images import bad_files, encoded, noise
+from images import bad_files, encoded, noise, png_16bit_rgb
 from pipestill.data.transforms import BadImage, Form, Found, difference_hash, prepare
 
 AS_IS = Form(8, 3, "none", "box")
@@ -43,11 +51,175 @@ def test_rgb_grey_and_bilevel_keep_their_pixels() -> None:
 
 
 def _png(image: Image.Image) -> bytes:
-    import io
+    return _saved(image, "PNG")
 
+
+def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+# ---- formats and their depth ----
+
+RGB = Image.fromarray(noise(1, 8, 3)[0])
+LOSSLESS = {  # of each format that is opened, a file that keeps every pixel
+    "avif": (lambda: _saved(RGB, "AVIF", quality=100, subsampling="4:4:4"), 6),  # colours are converted: a few levels
+    "bmp": (lambda: _saved(RGB, "BMP"), 0),
+    "jpeg": (lambda: _saved(RGB, "JPEG", quality=100, subsampling=0), 6),
+    "jpeg2000": (lambda: _saved(RGB, "JPEG2000", irreversible=False), 0),
+    "jpeg2000-codestream": (lambda: _saved(RGB, "JPEG2000", irreversible=False, no_jp2=True), 0),
+    "png": (lambda: _saved(RGB, "PNG"), 0),
+    "ppm": (lambda: _saved(RGB, "PPM"), 0),
+    "ppm-text": (lambda: b"P3 # 8 8 65535\n8 8\n255\n" + " ".join(map(str, np.asarray(RGB).flat)).encode(), 0),
+    "qoi": (lambda: _saved(RGB, "QOI"), 0),
+    "sgi": (lambda: _saved(RGB, "SGI"), 0),
+    "tiff": (lambda: _saved(RGB, "TIFF"), 0),
+    "tiff-big": (lambda: _tiff(np.asarray(RGB), bigtiff=True), 0),
+    "tiff-big-endian": (lambda: _tiff(np.asarray(RGB), byteorder=">"), 0),
+    "webp": (lambda: _saved(RGB, "WEBP", lossless=True), 0),
+}
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_each_known_format_is_taken(name: str) -> None:
+    make, most = LOSSLESS[name]
+    assert np.abs(ready(make()).astype(int) - np.asarray(RGB)).max() <= most
+
+
+def _tiff(pixels: NDArray[Any], **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    colour = "rgb" if pixels.ndim == 3 else "minisblack"
+    tifffile.imwrite(buffer, pixels, photometric=colour, **options)
+    return buffer.getvalue()
+
+
+def _patched(content: bytes, before: bytes, after: bytes) -> bytes:
+    assert content.count(before) == 1
+    return content.replace(before, after)
+
+
+GREY16 = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+RGB16 = np.stack([GREY16] * 3, axis=-1)
+BE16 = RGB16.astype(">u2").tobytes()
+# nothing here can write an RGB JPEG 2000 of 12 bits: what a header of 8 bits becomes when it says another depth
+SIZ = bytes.fromhex("0003 070101 070101 070101")
+DEEP: dict[str, tuple[Callable[[], bytes], str]] = {
+    "png": (lambda: _png(Image.fromarray(GREY16)), "has 16 bits per channel"),
+    "png-rgb": (png_16bit_rgb, "has 16 bits per channel"),
+    "tiff": (lambda: _tiff(GREY16), "has 16 bits per channel"),
+    "tiff-rgb": (lambda: _tiff(RGB16), "has 16 bits per channel"),
+    "tiff-rgb-big": (lambda: _tiff(RGB16, bigtiff=True), "has 16 bits per channel"),
+    "tiff-rgb-big-endian": (lambda: _tiff(RGB16, byteorder=">"), "has 16 bits per channel"),
+    "tiff-rgba": (
+        lambda: _tiff(np.concatenate([RGB16, RGB16[..., :1]], axis=-1), extrasamples=["unassalpha"]),
+        "has 16 bits per channel",
+    ),
+    "tiff-32": (lambda: _tiff(RGB16.astype(np.uint32)), "has 32 bits per channel"),
+    "tiff-signed": (lambda: _tiff(GREY16.astype(np.int8)), "has signed values"),
+    "tiff-float": (lambda: _tiff(GREY16.astype(np.float32)), "has floating-point values"),
+    "tiff-float-rgb": (lambda: _tiff(RGB16.astype(np.float32)), "has floating-point values"),
+    "tiff-half": (lambda: _tiff(RGB16.astype(np.float16)), "has floating-point values"),
+    "pgm": (lambda: b"P5 8 8 65535\n" + GREY16.astype(">u2").tobytes(), "has 16 bits per channel"),
+    "ppm": (lambda: b"P6\n# a comment 255\n8 8\n65535\n" + BE16, "has 16 bits per channel"),
+    "ppm-10": (lambda: b"P6 8 8 1023\n" + BE16, "has 10 bits per channel"),
+    "ppm-text": (lambda: b"P3 8 8 4095\n" + b"4095 " * 192, "has 12 bits per channel"),
+    "pfm": (lambda: b"Pf\n8 8\n-1.0\n" + GREY16.astype("<f4").tobytes(), "has floating-point values"),
+    "pfm-rgb": (lambda: b"PF\n8 8\n-1.0\n" + RGB16.astype("<f4").tobytes(), "has floating-point values"),
+    "sgi": (lambda: _saved(RGB, "SGI", bpc=2), "has 16 bits per channel"),
+    "jpeg2000": (lambda: _saved(Image.fromarray(GREY16), "JPEG2000"), "has 16 bits per channel"),
+    "jpeg2000-rgb": (
+        lambda: _patched(_saved(RGB, "JPEG2000"), SIZ, SIZ.replace(b"\x07", b"\x0b")),
+        "has 12 bits per channel",
+    ),
+    "jpeg2000-signed": (
+        lambda: _patched(_saved(RGB, "JPEG2000", no_jp2=True), SIZ, SIZ.replace(b"\x07", b"\x87")),
+        "has signed values",
+    ),
+    "jpeg-12": (
+        lambda: _patched(_saved(RGB, "JPEG"), b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c"),
+        "has 12 bits per channel",
+    ),
+    "avif-10": (lambda: _avif(0x40), "has 10 bits per channel"),
+    "avif-12": (lambda: _avif(0x60), "has 12 bits per channel"),
+}
+
+
+def _avif(flags: int) -> bytes:
+    """An AVIF whose configuration says more bits."""
+    content = _saved(RGB, "AVIF")
+    at = content.index(b"av1C") + 6
+    return content[:at] + bytes([content[at] | flags]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_more_than_8_bits_are_refused_in_each_format(name: str) -> None:
+    make, says = DEEP[name]
+    with pytest.raises(BadImage, match=says):
+        ready(make())
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICO", "TGA", "PCX", "DDS", "PDF"])
+def test_other_formats_are_not_opened(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EPS would run Ghostscript."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("Ghostscript was run"))
+    with pytest.raises(BadImage, match=r"is no image in a known format \(AVIF, BMP, GIF, .*\)"):
+        ready(_saved(RGB, kind))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("cut", range(0, 60, 3))
+def test_headers_that_are_cut_off_are_bad(cut: int) -> None:
+    for make, _ in [*LOSSLESS.values(), *DEEP.values()]:
+        with pytest.raises(BadImage):
+            ready(make()[:cut])
+
+
+# ---- size ----
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_images_of_too_many_pixels_are_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PNG of 200 bytes that says it is 20,000 pixels wide and high, and one that Pillow itself refuses."""
+    content = _png(Image.new("RGB", (8, 8)))
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it was decoded"))
+    for side in (12_000, 20_000):
+        header = b"IHDR" + struct.pack(">II", side, side) + content[24:29]
+        bomb = content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:]
+        with pytest.raises(BadImage, match=r"more than 134,217,728( pixels)?: make it smaller"):
+            ready(bomb)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_long_image_is_cropped_before_it_is_enlarged(turned: bool) -> None:
+    """It would take 5.4 GB otherwise; the result is the one that enlarging first gives."""
+    script = """
+import resource, sys
+from pathlib import Path
+from pipestill.data.transforms import Form, Found, prepare
+content = Path(sys.argv[1]).read_bytes()
+prepare(content, Form(8, 3, "center-crop-adm", "box"), Found())  # imports everything
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (96 << 20),) * 2)
+for transform in ("center-crop-adm", "center-crop"):
+    assert prepare(content, Form(256, 3, transform, "lanczos"), Found()).shape == (256, 256, 3)
+"""
+    pixels = noise(20_000, 1, 3)[:, 0]  # 20,000 rows of one pixel
+    with tempfile.NamedTemporaryFile(suffix=".png") as file:
+        file.write(encoded(pixels if turned else pixels.swapaxes(0, 1)))
+        file.flush()
+        subprocess.run([sys.executable, "-c", script, file.name], check=True)
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(1, 90, 16), (70, 3, 20), (7, 23, 31), (5, 5, 9), (40, 11, 12)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_middle_of_an_enlarged_image(height: int, width: int, side: int, channels: int) -> None:
+    (image,) = noise(1, 90, channels)[:, :height, :width]
+    scale = side / min(height, width)
+    whole = resampled(image, round(height * scale), round(width * scale), "bicubic")
+    top, left = (whole.shape[0] - side) // 2, (whole.shape[1] - side) // 2
+    form = Form(side, 1 if channels == 1 else 3, "center-crop-adm", "box")
+    assert (ready(encoded(image), form) == whole[top : top + side, left : left + side]).all()
 
 
 def test_colour_becomes_grey_by_luma() -> None:

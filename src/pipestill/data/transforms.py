@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipestill.config import DataParams
+from pipestill.data.formats import FORMATS, samples_of
+from pipestill.data.resample import enlarged_middle
 from pipestill.userfiles import OF_THE_SURROUNDINGS
 
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # beyond twice that size Pillow raises, and we refuse
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit here
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a file, its own line says
 
 FILTERS = {
     "box": Image.Resampling.BOX,
@@ -28,6 +31,7 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 ORIENTATION = 0x0112  # EXIF tag
+MOST_PIXELS = 1 << 27  # of one image: 512 MiB decoded, and up to 1.2 GiB while it is converted
 PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA")
 
 
@@ -69,10 +73,9 @@ def prepare(content: bytes | NDArray[np.uint8], form: Form, found: Found) -> NDA
     Raises BadImage.
     """
     try:
-        image = _opened(content)
-        found.mode, (found.width, found.height) = _mode(image), image.size
+        image = _opened(content, found)
         if image.format is not None:
-            _refuse(image, found.mode)
+            _refuse(image)
             found.orientation = _orientation(image)
             image = _upright(image, found.orientation)
     except (BadImage, MemoryError):
@@ -86,24 +89,34 @@ def prepare(content: bytes | NDArray[np.uint8], form: Form, found: Found) -> NDA
     return _shaped(image, form)
 
 
-def _opened(content: bytes | NDArray[np.uint8]) -> Image.Image:
-    if isinstance(content, bytes):
-        return Image.open(io.BytesIO(content))
-    return Image.fromarray(content.squeeze(-1) if content.shape[-1] == 1 else content)
+def _opened(content: bytes | NDArray[np.uint8], found: Found) -> Image.Image:
+    """The image, not decoded yet. Raises BadImage for one whose channels have more than 8 bits or that is too large."""
+    if not isinstance(content, bytes):
+        image = Image.fromarray(content.squeeze(-1) if content.shape[-1] == 1 else content)
+        found.mode, (found.width, found.height) = image.mode, image.size
+        return image
+    samples = samples_of(content)
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Exception:
+        if samples.reason:  # the better explanation
+            raise BadImage(samples.reason) from None
+        raise
+    deep = samples.bits > 8 and ";" not in image.mode
+    found.mode, (found.width, found.height) = f"{image.mode};{samples.bits}" if deep else image.mode, image.size
+    if samples.reason:
+        raise BadImage(samples.reason)
+    if image.width * image.height > MOST_PIXELS:
+        raise BadImage(f"has {image.width}x{image.height} pixels, more than {MOST_PIXELS:,}: make it smaller")
+    return image
 
 
 def _undecodable(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "is no image in a known format"
+        return f"is no image in a known format ({', '.join(FORMATS)})"
     if isinstance(error, Image.DecompressionBombError):
-        return "has too many pixels to be decoded safely"
+        return f"has more than {MOST_PIXELS:,} pixels: make it smaller"
     return f"cannot be decoded ({' '.join(str(error).split()) or type(error).__name__})"
-
-
-def _mode(image: Image.Image) -> str:
-    """Pillow's mode, with the 16 bits that it silently drops from RGB files; known until the image is decoded."""
-    deep = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
-    return f"{image.mode};16" if deep and ";16" not in image.mode else image.mode
 
 
 def _orientation(image: Image.Image) -> int:
@@ -112,13 +125,13 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _refuse(image: Image.Image, mode: str) -> None:
+def _refuse(image: Image.Image) -> None:
     """Raises BadImage for what has no single reading as 8-bit grey or RGB."""
-    frames = getattr(image, "n_frames", 1)
+    mode, frames = image.mode, getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":  # a camera's MPO is a JPEG with previews behind it
         raise BadImage(f"is animated or has several pages ({frames} frames)")
     if ";16" in mode or mode in ("I", "F"):
-        raise BadImage(f"has more than 8 bits a channel (mode {mode})")
+        raise BadImage(f"has more than 8 bits per channel (mode {mode}): convert it to 8")
     if mode in ("P", "PA"):
         raise BadImage(f"has a palette (mode {mode})")
     if mode not in PLAIN_MODES:
@@ -165,7 +178,11 @@ def _center_crop_adm(image: Image.Image, form: Form) -> Image.Image:
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    width, height = round(image.width * scale), round(image.height * scale)
+    if scale > 1:  # only the middle: a long image would take gigabytes
+        pixels = np.asarray(image).reshape(image.height, image.width, -1)
+        return Image.fromarray(enlarged_middle(pixels, height, width, side).squeeze())
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipestill.data.ingest import Ingested
     from pipestill.data.source import Source
 
-VERSION = 2
+VERSION = 3
 PRINTED = 20  # bad files that are printed; the report has them all
 EXAMPLES = """
   pipestill dataset --check photos --report photos-report data.resolution=32 data.color=rgb data.transform=center-crop
