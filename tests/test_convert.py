@@ -201,12 +201,12 @@ def test_hostile_files_stop_the_stage_and_leave_the_older_model(digits: Path, ca
 
 WITH_EDM = (
     "experiment=miniature",
-    "+fetched.edm.files=[{path: edm.pkl, source: path, location: brought/edm.pkl}]",
-    "+converted.edm={input: edm, file: edm.pkl}",
-    "+teachers.dropped={start: models/edm}",
-    "+distillation.students.guided={teacher: dropped, steps: 2}",
-    "+sampling.runs.edm={model: edm, sampler: heun, steps: 3, sigmas: models/edm}",
-    "+sampling.runs.guided-cfg15={model: guided, guidance: 1.5}",
+    "fetched.edm.files=[{path: edm.pkl, source: path, location: brought/edm.pkl}]",
+    "converted.edm={input: edm, file: edm.pkl}",
+    "teachers.dropped={start: models/edm}",
+    "distillation.students.guided={teacher: dropped, steps: 2}",
+    "sampling.runs.edm={model: edm, sampler: heun, steps: 3, sigmas: models/edm}",
+    "sampling.runs.guided-cfg15={model: guided, guidance: 1.5}",
 )
 
 

@@ -20,14 +20,14 @@ from slurm_cluster import Cluster, missing
 from workflow_project import Project, make_project
 
 UPDATES = 30
-OVER_NODES = ("+operation.ranks={train: 4, distill: 4}", "+operation.nodes={train: 2, distill: 2}")
+OVER_NODES = ("operation.ranks={train: 4, distill: 4}", "operation.nodes={train: 2, distill: 2}")
 EVERY_UPDATE = ("operation.save_every=0.001", "operation.log_every=1")
 EXPERIMENT = (
     "experiment=miniature",
     "~distillation.students.student-4",
     "~sampling.runs.student-4",
-    "+sampling.runs.teacher-euler-4={model: teacher, sampler: euler, steps: 4, sigmas: models/teacher}",
-    "+sampling.runs.teacher-heun-3={model: teacher, sampler: heun, steps: 2, sigmas: models/teacher}",
+    "sampling.runs.teacher-euler-4={model: teacher, sampler: euler, steps: 4, sigmas: models/teacher}",
+    "sampling.runs.teacher-heun-3={model: teacher, sampler: heun, steps: 2, sigmas: models/teacher}",
 )
 TEACHER = "artifacts/models/teacher"
 QUICK = ("--slurm-no-account", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1")
@@ -182,7 +182,7 @@ def test_a_deadline_a_third_of_what_the_training_needs(cluster: Cluster, finishe
 
 def test_a_training_outlives_what_happens_to_clusters(cluster: Cluster, finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
-    two = ("+operation.ranks={train: 2}", "+operation.nodes={train: 2}")
+    two = ("operation.ranks={train: 2}", "operation.nodes={train: 2}")
     over = ("training.iterations=250", "training.batch=512", *EVERY_UPDATE)
     project.pipestill("config", *EXPERIMENT, *two, *over)
     submitted = Submitted(cluster, project, f"{TEACHER}/manifest.json")
@@ -252,7 +252,7 @@ def test_a_stage_that_fails_at_once_stops_after_two_attempts(
 
 def test_runs_of_an_array_have_one_node_each(cluster: Cluster, finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
-    over = ("+operation.ranks={sample: 2}", "+operation.nodes={sample: 2}", "sampling.runs.teacher-heun-3.seeds=[1]")
+    over = ("operation.ranks={sample: 2}", "operation.nodes={sample: 2}", "sampling.runs.teacher-heun-3.seeds=[1]")
     project.pipestill("config", *EXPERIMENT, *over)
     submitted = Submitted(cluster, project, "artifacts/samples/teacher-heun-3/manifest.json")
     assert submitted.wait() == 1, submitted.said

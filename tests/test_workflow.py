@@ -226,7 +226,7 @@ def test_record_inside_a_dvc_stage_does_nothing(project: Project) -> None:
 
 def test_nodes_and_ranks_of_a_stage_reach_the_scheduler(tmp_path: Path) -> None:
     """A job of two nodes with a task for each and the threads of one node's ranks; one node is no MPI job."""
-    over = ("+operation.ranks={train: 4, distill: 2}", "+operation.nodes={train: 2}")
+    over = ("operation.ranks={train: 4, distill: 2}", "operation.nodes={train: 2}")
     text = make_project(tmp_path / "project", "experiment=miniature", *over).snakemake("--dry-run", "--quiet", "host")
     blocks = {
         re.search(r"rule (\w+):", block)[1]: block  # type: ignore[index]
