@@ -14,6 +14,7 @@ import yaml
 from pipestill import cli, config, configure, parameter_docs
 from pipestill.errors import InputError
 from pipestill.stages.common import load_params
+from pipestill.training.ema import warnings
 
 ROOT = Path(__file__).parent.parent
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -39,6 +40,28 @@ def test_every_experiment_composes_and_survives_a_round_trip(experiment: str, tm
     path = written(tmp_path, f"experiment={experiment}", *more)
     assert config.load(path) == configure.compose([f"experiment={experiment}", *more])
     assert yaml.safe_load(path.read_text()) == config.load(path).plain()  # plain YAML 1.1 readers see the same values
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_values_that_one_dataset_needs_stay_in_its_experiment(experiment: str) -> None:
+    """Distribution matching uses the whole ladder, except on digits; teachers measure sigma_data; averages forget."""
+    params = configure.compose([f"experiment={experiment}", *(["data.path=images"] if experiment == "own" else [])])
+    for name, student in params.distillation.students.items():
+        digits = experiment in ("digits", "digits_long") and not name.startswith("published")
+        assert (student.dm.sigma_min, student.dm.sigma_max) == (0.3 if digits else 0.002, 80.0), name
+        assert not warnings(student.ema, updates=student.iterations, batch=student.batch), name
+    for name, teacher in params.teachers.items():
+        assert getattr(teacher.denoiser, "sigma_data", "data") == "data", name
+        training = teacher.training
+        assert not warnings(training.ema, updates=training.iterations, batch=training.batch), name
+    assert all(model.denoiser.sigma_data == 0.5 for model in params.converted.values())
+
+
+@pytest.mark.parametrize("value", ["date", "0", "-1", "null", "1e9"])
+def test_sigma_data_is_a_number_or_measured(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = message(capsys, "experiment=digits", f"teachers.teacher.denoiser.sigma_data={value}")
+    assert "teachers.teacher.denoiser.sigma_data: " in said
+    assert "is neither a number above 0 nor 'data'" in said
 
 
 def test_committed_parameters_are_the_digits_demo(tmp_path: Path) -> None:

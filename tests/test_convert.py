@@ -144,6 +144,7 @@ def test_a_teacher_with_dropped_labels_starts_from_the_converted_one(digits: Pat
     first, second = load_model(Path("edm")), load_model(Path("dropped"))
     assert type(second.unet).__name__ == "EdmUNet2DModel"
     assert second.card.unconditional_branch
+    assert second.card.denoiser["sigma_data"] == 0.5  # the model's, not the one measured on digits
     for name, tensor in first.unet.state_dict().items():
         torch.testing.assert_close(second.unet.state_dict()[name], tensor, rtol=0, atol=1e-7)
 

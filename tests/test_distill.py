@@ -35,7 +35,7 @@ NAMES = ("student-10", "student-4")
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("teacher") / "teacher", classes=DIGITS).path
+    return make_model(tmp_path_factory.mktemp("teacher") / "teacher", classes=DIGITS, sigma_data=0.583).path
 
 
 def arguments(
@@ -136,6 +136,7 @@ def test_the_student_carries_its_schedule_and_its_best_weights(uninterrupted: di
     folder = uninterrupted[1]
     card = json.loads((folder / "model.json").read_text())
     assert card["role"] == "student"
+    assert card["denoiser"]["sigma_data"] == 0.583  # the teacher's
     levels = {"spacing": "karras", "sigma_max": 8.0, "sigma_min": 0.05, "rho": 7.0}
     assert card["native"] == {"steps": 3, "transition": "euler"} | levels
     rows = [line.split(",") for line in (folder / "curves.csv").read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -27,8 +28,10 @@ from commands import (
     write_params,
 )
 from pipestill import cli
-from pipestill.config import OperationParams, RunParams, TeacherParams
-from pipestill.networks.model import load_model, save_model
+from pipestill.config import EdmParams, FlowParams, OperationParams, RunParams, TeacherParams, TrainedEdmParams
+from pipestill.data.store import open_dataset
+from pipestill.errors import InputError
+from pipestill.networks.model import load_model, read_card, save_model
 from pipestill.sampling.store import open_samples
 from pipestill.stages import train as stage
 from pipestill.stages.sample import sample
@@ -111,6 +114,8 @@ def test_raw_and_averaged_weights_are_those_that_training_held(
     operation = OperationParams(device="cpu")
     stage.train(params, name="a", dataset=digits, output=tmp_path / "a", operation=operation)
     kept = dict(last)
+    _, card = read_card(tmp_path / "a")
+    assert card.denoiser["sigma_data"] == open_dataset(digits).pixel_std
     assert not equal(kept["raw"], kept["ema"])
     for which in ("raw", "ema"):
         assert equal(load_model(tmp_path / "a", weights=which).unet.state_dict(), kept[which]), which
@@ -122,6 +127,17 @@ def test_raw_and_averaged_weights_are_those_that_training_held(
     going_on = TeacherParams(start="models/a", network=None, training=params.training)
     stage.train(going_on, name="b", dataset=digits, start=tmp_path / "a", output=tmp_path / "b", operation=operation)
     assert equal(last["began"], kept["raw"])
+
+
+def test_sigma_data_is_measured_stated_or_that_of_the_model_it_starts_from(tmp_path: Path, digits: Path) -> None:
+    data = dataclasses.replace(open_dataset(digits), pixel_std=0.583)
+    assert stage.resolved(TrainedEdmParams(), data) == EdmParams(sigma_data=0.583)
+    assert stage.resolved(TrainedEdmParams(sigma_data=0.4, p_std=1.0), data) == EdmParams(sigma_data=0.4, p_std=1.0)
+    made = load_model(make_model(tmp_path / "made").path)
+    assert stage.resolved(TrainedEdmParams(), data, made) == EdmParams(sigma_data=0.5)
+    assert stage.resolved(FlowParams(kind="flow"), data) == FlowParams(kind="flow")
+    with pytest.raises(InputError, match="are equal: set the denoiser's sigma_data"):
+        stage.resolved(TrainedEdmParams(), dataclasses.replace(data, pixel_std=0.0))
 
 
 def test_saving_a_model_leaves_its_network_and_every_set_of_weights_as_they_were(tmp_path: Path) -> None:

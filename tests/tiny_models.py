@@ -24,6 +24,7 @@ def make_model(
     broken: bool = False,
     resolution: int = 8,
     channels: int = 1,
+    sigma_data: float = 0.5,
 ) -> Artifact:
     """Publishes a model artefact; with `native` it is a student, `broken` puts a NaN into its last bias."""
     with torch.random.fork_rng():
@@ -38,7 +39,7 @@ def make_model(
         channels=channels,
         classes=classes,
         unconditional_branch=unconditional and bool(classes),
-        denoiser=EdmParams().plain(),
+        denoiser=EdmParams(sigma_data=sigma_data).plain(),
         native=native,
     )
     staging = path.with_name(f".{path.name}.partial")

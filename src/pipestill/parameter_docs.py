@@ -130,6 +130,7 @@ def _limits(metadata: list[Any]) -> Iterator[str]:
 
 
 def _comment(section: type[Section], name: str) -> str:
-    """The comment beside a field in the source."""
-    found = re.search(rf"^    {name}: [^#\n]*#\s*(.+)$", inspect.getsource(section), re.MULTILINE)
+    """The comment beside a field in the source of the section that states it."""
+    stated = next(kind for kind in section.__mro__ if name in inspect.get_annotations(kind))
+    found = re.search(rf"^    {name}: [^#\n]*#\s*(.+)$", inspect.getsource(stated), re.MULTILINE)
     return found[1].replace("|", "\\|") if found else ""

@@ -14,9 +14,10 @@ from pipestill.config.data import (
 )
 from pipestill.config.denoisers import (
     AnyDenoiserParams,
-    DenoiserParams,
     EdmParams,
     FlowParams,
+    TrainedDenoiserParams,
+    TrainedEdmParams,
     VpParams,
     denoiser_params,
 )
@@ -86,7 +87,6 @@ __all__ = [
     "ClassifierParams",
     "ConvertParams",
     "DataParams",
-    "DenoiserParams",
     "DistillationParams",
     "DistributionMatchingParams",
     "EdmParams",
@@ -118,6 +118,8 @@ __all__ = [
     "SplitParams",
     "StudentParams",
     "TeacherParams",
+    "TrainedDenoiserParams",
+    "TrainedEdmParams",
     "TrainingParams",
     "TuneParams",
     "ValidationParams",

@@ -5,23 +5,43 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from pipestill.config.fields import Section, Sigma
 
 BetaOfSchedule = Annotated[float, Field(gt=0, lt=1)]
 
 
-class EdmParams(Section):
+def _number_or_data(value: Any) -> Any:
+    """One complaint where a union would make two."""
+    try:
+        fits = value == "data" or 0 < float(value) <= 1e6
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{value} is neither a number above 0 nor 'data'")
+    return value
+
+
+SigmaData = Annotated[Sigma | Literal["data"], BeforeValidator(_number_or_data)]
+
+
+class TrainedEdmParams(Section):
     """EDM's preconditioning (Karras et al. 2022, table 1): the network predicts a mixture of x0 and noise."""
 
     kind: Literal["edm"] = "edm"
     learnt: ClassVar = ("sigma_data",)  # what a network's weights depend on
-    sigma_data: Sigma = 0.5
+    sigma_data: SigmaData = "data"  # data: measured on the train images, or that of the model in `start`
     sigma_min: Sigma = 0.002
     sigma_max: Sigma = 80.0
     p_mean: float = -1.2  # training noise: ln sigma ~ N(p_mean, p_std²)
     p_std: Annotated[float, Field(gt=0)] = 1.2
+
+
+class EdmParams(TrainedEdmParams):
+    """EDM's preconditioning of a model that exists: its sigma_data is a number."""
+
+    sigma_data: Sigma = 0.5
 
 
 class VpParams(Section):
@@ -66,15 +86,21 @@ def _kind(given: Any) -> str:
     return str(given.get("kind", "edm") if isinstance(given, Mapping) else getattr(given, "kind", given))
 
 
-# The adapter between network and sampler coordinates (design: x = x0 + sigma * eps).
+# The adapter between network and sampler coordinates (design: x = x0 + sigma * eps), of a model that exists.
 AnyDenoiserParams = EdmParams | VpParams | FlowParams
-DenoiserParams = Annotated[
-    Annotated[EdmParams, Tag("edm")] | Annotated[VpParams, Tag("vp")] | Annotated[FlowParams, Tag("flow")],
+_DENOISER: TypeAdapter[AnyDenoiserParams] = TypeAdapter(
+    Annotated[
+        Annotated[EdmParams, Tag("edm")] | Annotated[VpParams, Tag("vp")] | Annotated[FlowParams, Tag("flow")],
+        Discriminator(_kind),
+    ]
+)
+# The same, of a teacher that is to be trained.
+TrainedDenoiserParams = Annotated[
+    Annotated[TrainedEdmParams, Tag("edm")] | Annotated[VpParams, Tag("vp")] | Annotated[FlowParams, Tag("flow")],
     Discriminator(_kind),
 ]
 
 
 def denoiser_params(body: Mapping[str, Any]) -> AnyDenoiserParams:
     """The section from plain values, as model cards hold them. Raises pydantic's ValidationError for other values."""
-    section: AnyDenoiserParams = TypeAdapter(DenoiserParams).validate_python(body)
-    return section
+    return _DENOISER.validate_python(body)

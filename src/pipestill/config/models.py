@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from pipestill.config.denoisers import DenoiserParams, EdmParams
+from pipestill.config.denoisers import EdmParams, TrainedDenoiserParams, TrainedEdmParams
 from pipestill.config.fields import (
     Beta,
     Count,
@@ -99,7 +99,7 @@ class TeacherParams(Section):
 
     start: Annotated[str, StringConstraints(pattern=r"^(dataset|models/[a-z0-9][a-z0-9-]*)$")] = "dataset"
     network: NetworkParams | None = NetworkParams()  # null where `start` is a model, which brings its own
-    denoiser: DenoiserParams = EdmParams()
+    denoiser: TrainedDenoiserParams = TrainedEdmParams()
     training: TrainingParams = TrainingParams()
 
     @property

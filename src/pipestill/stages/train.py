@@ -28,10 +28,12 @@ from pipestill.stages.common import (
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
+    from pipestill.config import AnyDenoiserParams
+    from pipestill.config.fields import Section
     from pipestill.data.store import Dataset
     from pipestill.diffusion.denoiser import Denoiser
     from pipestill.distributed import World
-    from pipestill.networks.model import ModelCard
+    from pipestill.networks.model import Model, ModelCard
     from pipestill.networks.unet2d import UNet2DModel
     from pipestill.training.teacher import TeacherTraining
 
@@ -134,21 +136,23 @@ def prepared(
 
     Raises InputError where network, data, `start` and ranks do not fit.
     """
-    from pipestill.networks.model import ModelCard, wrap
+    from pipestill.networks.model import ModelCard, last_weights, load_model, wrap
     from pipestill.training.ranks import autocast_type, prepare, seed_torch
     from pipestill.training.teacher import TeacherTraining
 
     seed_torch(teacher.training.seed, 0, 0)  # the weights' start
-    unet = _begun(start, teacher, data) if start is not None else _built(teacher, data)
+    model = None if start is None else load_model(start, weights=last_weights(artifacts.read(start, "model")))
+    settings = resolved(teacher.denoiser, data, model)
+    unet = _built(teacher, data) if model is None else _begun(model, settings, data)
     card = ModelCard(
         role="teacher",
         resolution=data.resolution,
         channels=data.channels,
         classes=data.classes,
         unconditional_branch=bool(data.classes) and teacher.training.label_dropout > 0,
-        denoiser=teacher.denoiser.plain(),
+        denoiser=settings.plain(),
     )
-    denoiser = wrap(unet, teacher.denoiser, autocast_type(teacher.training.precision))
+    denoiser = wrap(unet, settings, autocast_type(teacher.training.precision))
     prepare(denoiser, teacher.training, world)
     return TeacherTraining(denoiser, card, data, teacher.training, world, cache), denoiser, card
 
@@ -162,23 +166,37 @@ def _built(teacher: TeacherParams, data: Dataset) -> UNet2DModel:
     return build_unet(teacher.network, resolution=data.resolution, channels=data.channels, classes=classes)
 
 
-def _begun(start: Path, teacher: TeacherParams, data: Dataset) -> UNet2DModel:
-    """Another model's network with its raw weights, the row for 'no class' included.
+def resolved(params: Section, data: Dataset, start: Model | None = None) -> AnyDenoiserParams:
+    """A teacher's denoiser with `sigma_data: data` as a number: that of the model it starts from, or the measured one.
+
+    Raises InputError if there is nothing to measure.
+    """
+    from pipestill.config import TrainedEdmParams, denoiser_params
+
+    body = params.plain()
+    if isinstance(params, TrainedEdmParams) and params.sigma_data == "data":
+        body["sigma_data"] = data.pixel_std if start is None else start.card.denoiser.get("sigma_data", data.pixel_std)
+        if not body["sigma_data"]:
+            raise InputError(f"all train pixels of {data.artifact.path} are equal: set the denoiser's sigma_data")
+    return denoiser_params(body)
+
+
+def _begun(model: Model, settings: AnyDenoiserParams, data: Dataset) -> UNet2DModel:
+    """The network of a model with its raw weights, the row for 'no class' included.
 
     The raw weights are where its training stopped; the average lags behind them and starts over here. Raises InputError
     if model, dataset and denoiser do not fit.
     """
     from pipestill.config import denoiser_params
-    from pipestill.networks.model import last_weights, load_model
 
-    model = load_model(start, weights=last_weights(artifacts.read(start, "model")))
+    start = model.artifact.path
     for what in ("resolution", "channels", "classes"):
         own, theirs = getattr(data, what), getattr(model.card, what)
         if own != theirs:
             shown = (len(theirs), len(own)) if what == "classes" else (theirs, own)
             raise InputError(f"{start} has {what} {shown[0]}, {data.artifact.path} has {shown[1]} or others")
     theirs = denoiser_params(model.card.denoiser).plain()
-    own = teacher.denoiser.plain()
+    own = settings.plain()
     for field in ("kind", *denoiser_params(model.card.denoiser).learnt):
         if own.get(field) != theirs[field]:
             raise InputError(f"{start} has {field}={theirs[field]}: set the teacher's denoiser to it")
