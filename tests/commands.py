@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
+import forked
 from pipestill import cli
 
 PATIENCE = 120.0  # seconds after which a command that should have ended or begun counts as hung
@@ -45,14 +46,22 @@ def can_mount() -> bool:
 
 
 class Command:
-    """One running `pipestill` command in a process group of its own."""
+    """One running `pipestill` command in a process group of its own.
 
-    def __init__(self, *arguments: object, runs: Path, environment: Mapping[str, str] | None = None) -> None:
+    It is forked from a process that has imported what commands need (forked.py); `fresh` starts an interpreter instead,
+    as users do: for tests of what happens while one starts, and of ranks that lose their launcher.
+    """
+
+    def __init__(
+        self, *arguments: object, runs: Path, environment: Mapping[str, str] | None = None, fresh: bool = False
+    ) -> None:
         self.log = runs.parent / f"{runs.name}-{time.monotonic_ns()}.log"
         variables = os.environ | {"PIPESTILL_RUNS": str(runs), "OMP_NUM_THREADS": "1"} | dict(environment or {})
+        words = [str(word) for word in arguments]
         with self.log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "pipestill", *map(str, arguments)],
+            own = None if fresh else forked.start("pipestill", words, variables, output=output)
+            self.process: forked.Process | subprocess.Popen[bytes] = own or subprocess.Popen(
+                [sys.executable, "-m", "pipestill", *words],
                 env=variables,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -98,24 +107,13 @@ class Command:
             if not entry.name.isdigit():
                 continue
             try:
-                variables = dict(
-                    pair.split("=", 1) for pair in (entry / "environ").read_text().split("\0") if "=" in pair
-                )
-                group = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[2])
+                variables = forked.variables_of(int(entry.name))
+                mine = self.process.pid in (os.getpgid(int(entry.name)), forked.starter_of(int(entry.name)))
             except (OSError, ValueError):
                 continue
-            if "LOCAL_RANK" in variables and self._is_mine(int(entry.name), group):
+            if "LOCAL_RANK" in variables and mine:
                 ranks.append((int(variables["LOCAL_RANK"]), int(entry.name)))
         return [pid for _, pid in sorted(ranks)]
-
-    def _is_mine(self, pid: int, group: int) -> bool:
-        if group == self.process.pid:
-            return True
-        try:
-            parent = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        except OSError:
-            return False
-        return parent == self.process.pid
 
 
 def wait_for_end(pids: Iterable[int], seconds: float = 10.0) -> None:
@@ -139,9 +137,11 @@ def alive(pid: int) -> bool:
         return False
 
 
-def run(*arguments: object, runs: Path, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Runs a command to its end: exit code and everything that it printed."""
-    command = Command(*arguments, runs=runs, environment=environment)
+def run(
+    *arguments: object, runs: Path, environment: Mapping[str, str] | None = None, fresh: bool = False
+) -> tuple[int, str]:
+    """Runs a command to its end: exit code and everything that it printed. `fresh` as for Command."""
+    command = Command(*arguments, runs=runs, environment=environment, fresh=fresh)
     return command.wait(), command.output
 
 

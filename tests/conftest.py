@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+import forked
 
 if TYPE_CHECKING:
     from workflow_project import Project
@@ -22,6 +26,19 @@ LONGEST = (
     *("test_distill.py", "test_two_pipelines.py", "test_interleaving.py"),
 )
 NOT_INSTALLABLE = ("no GPU here", "no mount namespace here")  # reasons that stand in CI too
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Makes room for the fork servers that all workers share; the first command starts them, they end with this run."""
+    if not hasattr(config, "workerinput") and forked.SERVERS not in os.environ:
+        folder = Path(tempfile.mkdtemp(prefix="pipestill-forks-"))
+        forked.open_servers(folder)
+        config.add_cleanup(lambda: _remove(folder))
+
+
+def _remove(folder: Path) -> None:
+    os.environ.pop(forked.SERVERS)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -213,7 +213,7 @@ def test_a_killed_launcher_takes_its_ranks_along_and_another_number_of_ranks_goe
 ) -> None:
     longer = TINY["teachers.teacher.training"] | {"iterations": 100}
     runs, command = tmp_path / "runs", arguments(tmp_path, digits, "m", **{"teachers.teacher.training": longer})
-    attempt = Command(*command, "--ranks", 2, runs=runs)
+    attempt = Command(*command, "--ranks", 2, runs=runs, fresh=True)
     assert attempt.wait_until(lambda: steps_logged(runs) >= 5)
     ranks = attempt.children()
     assert len(ranks) == 2

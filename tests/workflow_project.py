@@ -11,14 +11,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from unittest import mock
+
+import forked
 
 ROOT = Path(__file__).parent.parent
 LINKS = ("local", "slurm")  # to the profiles, for their short names
 PARTS = ("Snakefile", "dvc.yaml", ".dvcignore", ".gitignore", "workflow", "cluster_profiles", "conf", "params.yaml")
 WRITTEN_ONCE = ("data", ".dvc/cache", ".git/objects")  # thousands of small files, replaced but never changed
 TINY = ("experiment=miniature", "~distillation.students.student-10", "~sampling.runs.student-10")
+PIPESTILL = (sys.executable, "-m", "pipestill")
 BY_HAND = """
 import json, sys
 from pipestill import cli
@@ -32,22 +36,33 @@ class Project:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def run(self, *command: str, code: int = 0, timeout: float | None = None, **environment: str) -> str:
-        """Output and errors of a command that must end with `code`, within `timeout` seconds."""
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    def run(
+        self, *command: str, code: int = 0, timeout: float | None = None, fresh: bool = False, **environment: str
+    ) -> str:
+        """Output and errors of a command that must end with `code`, within `timeout` seconds.
+
+        Each `pipestill`, also where Snakemake or DVC starts it, is forked (forked.py) unless `fresh`.
+        """
+        stand_in = None if fresh else forked.stand_in()
+        programs = [str(folder) for folder in (stand_in, Path(sys.executable).parent) if folder]
+        path = os.pathsep.join([*programs, os.environ["PATH"]])
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PIPESTILL_", "DVC_"))}
-        done = subprocess.run(
-            command,
-            cwd=self.root,
-            env=inherited | {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=timeout,
-        )
-        assert done.returncode == code, f"{shlex.join(command)} ended with {done.returncode}:\n{done.stdout[-6000:]}"
-        return done.stdout
+        variables = inherited | {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"} | environment
+        with tempfile.TemporaryFile("w+") as output:
+            process: forked.Process | subprocess.Popen[bytes] | None = None
+            if command[:3] == PIPESTILL and not fresh:
+                process = forked.start("pipestill", command[3:], variables, output=output, folder=self.root)
+            process = process or subprocess.Popen(
+                command, cwd=self.root, env=variables, stdout=output, stderr=subprocess.STDOUT
+            )
+            try:
+                ended = process.wait(timeout)
+            finally:
+                process.kill()
+            output.seek(0)
+            said = output.read()
+        assert ended == code, f"{shlex.join(command)} ended with {ended}:\n{said[-6000:]}"
+        return said
 
     def git(self, *arguments: str) -> str:
         identity = ("-c", "user.name=Test", "-c", "user.email=test@localhost", "-c", "commit.gpgsign=false")
@@ -64,7 +79,7 @@ class Project:
         return self.run("dvc", *arguments, code=code)
 
     def pipestill(self, *arguments: str, code: int = 0, **environment: str) -> str:
-        return self.run(sys.executable, "-m", "pipestill", *arguments, code=code, **environment)
+        return self.run(*PIPESTILL, *arguments, code=code, **environment)
 
     def by_hand(self, *addresses: str) -> str:
         """Runs the commands of dvc.yaml, all or those named, one after the other without either tool."""
