@@ -1,11 +1,12 @@
 # pipestill's stages, run where they are out of date. What a stage is (command, inputs, outputs, parameters) stands in
 # dvc.yaml; the rules add what a scheduler needs.
+from pipestill import started
 from snakemake.utils import min_version, validate
 
 min_version("9.9")
 
 
-configfile: "params.yaml"
+configfile: str(started.parameters())
 
 
 include: "workflow/rules/common.smk"
@@ -36,10 +37,16 @@ rule all:
         manifests(),
 
 
+onstart:
+    keep_parameters()
+
+
 onsuccess:
     let_dvc_record()
+    say_what_changed()
 
 
 onerror:
     let_dvc_record()
+    say_what_changed()
     say_what_failed()

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from pipestill import __version__, launch, logs, slurm
+from pipestill import __version__, launch, logs, slurm, started
 from pipestill.arguments import GRAMMAR, Parser
 from pipestill.errors import InputError, PipestillError, Stopped, SurroundingsError, denied, nearest
 from pipestill.stopping import STOPPED
@@ -86,7 +86,10 @@ def _guarded(name: str, arguments: list[str]) -> tuple[int, str]:
         package = "stages" if name in _stages() else "commands"
         module = importlib.import_module(f"pipestill.{package}.{name}")
         parser = _parser(name, module)
+        held = started.by_dvc() if name in _stages() and not launch.is_rank() else None
         outcome = run(module, parser, arguments)
+        if held is not None and outcome[0] == 0:
+            held.check(ended=True)
         sys.stdout.flush()
         return outcome
     except PipestillError as error:

@@ -6,11 +6,12 @@ Other pipelines of the same repository are none of its business.
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -57,6 +58,11 @@ class Pipeline:
 
     root: Path
     stages: tuple[Stage, ...]
+    text: str = ""  # of the params.yaml that they were resolved from
+
+    def dumped(self) -> str:
+        """The stages as JSON, for `restored`."""
+        return json.dumps([asdict(stage) for stage in self.stages], indent=1) + "\n"
 
     def named(self, name: str) -> list[Stage]:
         """The entries of one stage of dvc.yaml."""
@@ -122,8 +128,31 @@ def load(root: Path) -> Pipeline:
         raise InputError(
             f"{root} is no git checkout, and DVC and Snakemake need one: clone it, or run git init && git add -A there"
         )
+    text = _parameters(root)
     with dvc_stages(root) as found:
-        return Pipeline(root, tuple(_stage(stage, root) for stage in found if stage.cmd))
+        stages = tuple(_stage(stage, root) for stage in found if stage.cmd)
+    if _parameters(root) != text:
+        raise InputError("params.yaml changed while it was being read: start this again")
+    return Pipeline(root, stages, text)
+
+
+def restored(root: Path, dumped: str, text: str) -> Pipeline:
+    """The pipeline that was resolved earlier, from `dumped`."""
+    rows = [row | {name: tuple(row[name]) for name in ("inputs", "metrics")} for row in json.loads(dumped)]
+    return Pipeline(root.resolve(), tuple(Stage(**row) for row in rows), text)
+
+
+def recorded_parameters(root: Path) -> dict[str, Mapping[str, Any]]:
+    """What dvc.lock says that each recorded stage was made with, by the stage's address."""
+    stages = _declared(str(root / "dvc.lock")).get("stages", {})
+    return {address: stage.get("params", {}).get("params.yaml", {}) for address, stage in stages.items()}
+
+
+def _parameters(root: Path) -> str:
+    try:
+        return (root / "params.yaml").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""  # DVC says what is wrong
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class Standing:
 
     @cached_property
     def params(self) -> Params:
-        return config.load(self.pipeline.root / "params.yaml", whole=True)
+        return config.check(config.parse_yaml(self.pipeline.text, "params.yaml"), "params.yaml", whole=True)
 
     def problem(self, stage: Stage) -> str | None:
         """Why the artefact is not what the stage would make from what lies there now; None where it is."""

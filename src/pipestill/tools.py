@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pipestill import pipeline
+from pipestill import pipeline, started
 from pipestill.errors import SurroundingsError
+from pipestill.pipeline import Pipeline
 from pipestill.stopping import STOPPED
+from pipestill.work import write_atomic
 
 SYNCING = "PIPESTILL_SYNCING"  # set for the Snakemake that sync starts, so that it does not call record
 QUIET = ("host", "progress", "reason", "rules")  # not "all", which leaves out errors as well
@@ -36,10 +38,10 @@ def unrecorded(root: Path, addresses: Sequence[str]) -> list[str]:
         return [address for address in addresses if stages[address].changed()]
 
 
-def snakemake(root: Path, *arguments: str) -> None:
-    """Runs Snakemake quietly on one core. Raises SurroundingsError with its own message."""
+def snakemake(stages: Pipeline, *arguments: str) -> None:
+    """Runs Snakemake quietly on one core, with these stages. Raises SurroundingsError with its own message."""
     command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments, "--quiet", *QUIET]
-    _run(command, root, **{SYNCING: "1"})
+    _run(command, stages.root, **{SYNCING: "1", started.PARAMS: str(started.keep(stages.text, stages.dumped()))})
 
 
 def _run(command: list[str], root: Path, **more: str) -> None:
@@ -53,11 +55,30 @@ def _run(command: list[str], root: Path, **more: str) -> None:
         raise SurroundingsError(f"{' '.join(command[2:4])} ended with {done.returncode} and said: {said.strip()}")
 
 
-def dvc_repro(root: Path, arguments: Sequence[str]) -> tuple[int, bool]:
+def dvc_repro(root: Path, arguments: Sequence[str], variables: Mapping[str, str]) -> tuple[int, bool]:
     """Runs `dvc repro`, its output shown; returns its code and whether a stage stopped with its state saved."""
     with tempfile.TemporaryDirectory(prefix="pipestill-repro-") as folder:
         note = Path(folder, "stopped")
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *arguments]
         put_on_path()
-        code = subprocess.run(command, cwd=root, env=os.environ | {STOPPED: str(note)}, check=False).returncode
+        own = {STOPPED: str(note), **variables}
+        code = subprocess.run(command, cwd=root, env=os.environ | own, check=False).returncode
         return code, note.exists()
+
+
+def commit(stages: Pipeline, addresses: Sequence[str]) -> None:
+    """Lets DVC commit these stages with the parameters that they were resolved with, or none of them.
+
+    Raises SurroundingsError.
+    """
+    lock = stages.root / "dvc.lock"
+    before = lock.read_bytes() if lock.exists() else None
+    dvc(stages.root, "--wait-for-lock", "commit", "--force", "--quiet", *addresses)
+    recorded = pipeline.recorded_parameters(stages.root)
+    meant = {stage.address: stage.parameters for stage in stages.stages}
+    if any(recorded.get(address) != meant[address] for address in addresses):
+        if before is None:
+            lock.unlink()
+        else:
+            write_atomic(lock, before)
+        raise SurroundingsError("params.yaml changed while DVC was recording: nothing was recorded, start this again")

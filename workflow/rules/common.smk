@@ -9,7 +9,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from pipestill import config as parameters_file
-from pipestill import logs, pipeline, tools
+from pipestill import logs, pipeline, started, tools
 from pipestill.errors import PipestillError
 from pipestill.stages import fetch
 
@@ -24,10 +24,12 @@ def resolved():
     try:
         if Path.cwd() != ROOT.resolve():
             raise PipestillError(f"start snakemake in {ROOT}, where dvc.yaml and params.yaml are")
-        stages = pipeline.load(ROOT)
-        stated = parameters_file.parse_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"), "params.yaml")
+        stages = started.restored(ROOT) or pipeline.load(ROOT)
+        stated = parameters_file.parse_yaml(stages.text, "params.yaml")
         if not parameters_file.same(config, stated):
-            raise PipestillError("the stages read params.yaml alone: edit it, or use pipestill config, not --config")
+            if workflow.config_settings.overwrite_config:
+                raise PipestillError("the stages read params.yaml alone: edit it, or use pipestill config, not --config")
+            raise PipestillError("params.yaml changed while it was being read: start this again")
         parameters_file.check(stated, "params.yaml", whole=True)
         config.update(stated)
     except PipestillError as error:
@@ -135,6 +137,25 @@ def log_of(name, entry="{name}"):
 
 def benchmark_of(name, entry="{name}"):
     return f"{RUNS}/benchmarks/{name}/{entry}.tsv"
+
+
+def keep_parameters():
+    """Lets every job of this run, on whatever machine, read the parameters that the run started with."""
+    if workflow.is_main_process:
+        os.environ[started.PARAMS] = str(started.keep(STAGES.text, STAGES.dumped()))
+
+
+def say_what_changed():
+    """Names parameters that were edited while this ran: the run did not use them."""
+    try:
+        now = parameters_file.parse_yaml((ROOT / started.FILE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, PipestillError) as error:
+        print(f"params.yaml can no longer be read: {error}", file=sys.stderr)
+        return
+    found = list(started.differences(parameters_file.parse_yaml(STAGES.text), now))
+    if found:
+        said = f"params.yaml changed during this run, which kept the values that it started with: {started.listed(found)}"
+        print(f"{said}: run snakemake again to apply them", file=sys.stderr)
 
 
 def say_what_failed():

@@ -39,7 +39,7 @@ def record(stages: pipeline.Pipeline, *, dry_run: bool = False) -> list[str]:
     for stage in stages.stages:
         if standing.missing(stage):
             continue
-        problem = standing.problem(stage) or _strangers(stages, stage)
+        problem = standing.problem(stage) or _strangers(stages, stage) or _unready(standing, stage)
         if problem is None:
             sound.append(stage.address)
         else:
@@ -51,12 +51,21 @@ def record(stages: pipeline.Pipeline, *, dry_run: bool = False) -> list[str]:
             say(f"not recorded: {stage.address}: {standing.problem(stage)}")
             new.remove(stage.address)
     if new and not dry_run:
-        tools.dvc(stages.root, "--wait-for-lock", "commit", "--force", "--quiet", *new)
+        tools.commit(stages, new)
     if new:
         say(f"{'would record' if dry_run else 'recorded'} {len(new)}: {' '.join(new)}")
     else:
         say(f"all {len(sound)} finished stages are recorded")
     return new
+
+
+def _unready(standing: Standing, stage: pipeline.Stage) -> str | None:
+    """DVC would sign the report with the parameters of every model and run, so all of these must be up to date."""
+    if len(stage.parameters) > 1:
+        for source in standing.pipeline.upstream(stage):
+            if standing.missing(source) or standing.problem(source) is not None:
+                return f"{source.address} is not up to date"
+    return None
 
 
 def _strangers(stages: pipeline.Pipeline, stage: pipeline.Stage) -> str | None:

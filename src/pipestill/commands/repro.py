@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipestill import tools
+from pipestill import started, tools
 from pipestill.arguments import count
 from pipestill.errors import Stopped, SurroundingsError
 from pipestill.progress import say
+from pipestill.started import FILE
 
 EXAMPLES = """\
   pipestill repro
@@ -25,8 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
+    # all attempts are one run: none may go on with parameters that were edited meanwhile
+    kept = {started.PARAMS: str(started.keep(FILE.read_text(encoding="utf-8")))} if FILE.is_file() else {}
     for attempt in range(1, options.attempts + 1):
-        code, stopped = tools.dvc_repro(Path.cwd(), options.rest)
+        code, stopped = tools.dvc_repro(Path.cwd(), options.rest, kept)
         if code == 0:
             return 0
         if not stopped:

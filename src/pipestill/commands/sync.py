@@ -39,8 +39,6 @@ def sync(stages: pipeline.Pipeline) -> list[str]:
             say(f"left to run: {stage.address}: {standing.problem(stage) or 'what it comes from has to run'}")
     if current:
         # what a killed Snakemake left marked as incomplete has just been checked
-        tools.snakemake(
-            stages.root, "--touch", "--forceall", "--ignore-incomplete", *(stage.manifest for stage in current)
-        )
+        tools.snakemake(stages, "--touch", "--forceall", "--ignore-incomplete", *(stage.manifest for stage in current))
     say(f"{len(current)} of {len(stages.stages)} stages are up to date for Snakemake")
     return [stage.address for stage in current]

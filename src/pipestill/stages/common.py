@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipestill import artifacts, config
+from pipestill import artifacts, config, started
 from pipestill.arguments import count, minutes
 from pipestill.config import OperationParams, Params
 from pipestill.config.runs import RankedStage
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from pipestill.training.curves import Curves
     from pipestill.training.loop import Training
     from pipestill.work import Work
-
-DVC_STAGE = "DVC_STAGE"  # DVC sets it for the commands that it runs
 
 
 def add_common(parser: argparse.ArgumentParser, *, output: bool = True, name: str | None = None) -> None:
@@ -65,8 +63,8 @@ def load_params(options: argparse.Namespace, *needs: str) -> Params:
     before its stages at which the whole could be checked, so under DVC each stage does it. Where parameters are
     composed, the sections in `needs` must be complete.
     """
-    path, whole = options.params or Path("params.yaml"), DVC_STAGE in os.environ
-    if options.params is None and not path.exists():
+    path, whole = options.params or started.parameters(), started.STAGE in os.environ
+    if options.params is None and path == started.FILE and not path.exists():
         from pipestill import configure
 
         return configure.compose(options.overrides, whole=whole, needs=needs)

@@ -1,0 +1,176 @@
+"""A run uses the parameters that it started with; nothing is recorded under parameters that did not make it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipestill import pipeline, started, tools
+from pipestill.commands import record
+from pipestill.errors import SurroundingsError
+from workflow_project import TINY, Project
+
+SEEDS = "sampling.runs.student-4.seeds"
+SAMPLES = "artifacts/samples/student-4"
+EVALUATION = "artifacts/evaluations/student-4"
+EDIT = """
+import sys
+from pathlib import Path
+import yaml
+body = yaml.safe_load(Path("params.yaml").read_text())
+for name, value in zip(sys.argv[1::2], sys.argv[2::2]):
+    node = body
+    *parents, last = name.split(".")
+    for parent in parents:
+        node = node[parent]
+    node[last] = yaml.safe_load(value)
+Path("params.yaml").write_text(yaml.safe_dump(body, sort_keys=False))
+"""
+DURING = """
+import subprocess, sys
+from pipestill import cli
+from pipestill.stages import sample
+work = sample.main
+def edited(options):
+    subprocess.run([sys.executable, "edit.py", *WORDS], check=True)
+    work(options)
+sample.main = edited
+sys.exit(cli.main(["sample", *sys.argv[1:]]))
+"""
+
+
+@pytest.fixture
+def project(tiny: Project, tmp_path: Path) -> Project:
+    """The finished tiny project, of which one run has to be sampled and evaluated again."""
+    project = tiny.copy(tmp_path / "project")
+    project.here("config", *TINY, f"{SEEDS}=[7]")
+    (project.root / "edit.py").write_text(EDIT)
+    return project
+
+
+def edit(project: Project, *words: str) -> None:
+    project.run("python", "edit.py", *words)
+
+
+def edit_before_sampling(project: Project, *words: str) -> None:
+    """Lets sampling's command edit params.yaml before it starts."""
+    command = f"python edit.py {shlex.join(words)} && pipestill sample"
+    project.edit("dvc.yaml", "pipestill sample --name", f"{command} --name")
+
+
+def edit_during_sampling(project: Project, *words: str) -> None:
+    """Lets sampling edit params.yaml once it has started."""
+    (project.root / "during.py").write_text(DURING.replace("WORDS", repr(list(words))))
+    project.edit("dvc.yaml", "pipestill sample --name", "python during.py --name")
+
+
+def made_with(project: Project, folder: str) -> dict[str, object]:
+    return dict(json.loads((project.root / folder / "manifest.json").read_text())["parameters"])
+
+
+def recorded(project: Project, address: str) -> dict[str, object]:
+    return dict(pipeline.recorded_parameters(project.root)[address])
+
+
+def test_a_snakemake_run_keeps_the_parameters_that_it_started_with(project: Project) -> None:
+    before = (project.root / "params.yaml").read_text()
+    edit_before_sampling(project, SEEDS, "[8]", "evaluation.threads", "2", "operation.record", "true")
+    said = project.snakemake(f"{EVALUATION}/manifest.json")
+    assert made_with(project, SAMPLES)["seeds"] == [7]
+    assert made_with(project, EVALUATION)["threads"] == 1
+    assert (
+        "params.yaml changed during this run, which kept the values that it started with: "
+        "sampling.runs.student-4.seeds was [7], now [8]; evaluation.threads was 1, now 2: "
+        "run snakemake again to apply them"
+    ) in said
+    assert "not recorded: sample@student-4: " in said
+    assert "not recorded: evaluate@student-4: " in said
+    assert recorded(project, "sample@student-4")["sampling.runs.student-4"]["seeds"] == [0]  # type: ignore[index]
+    target = ("--cores", "1", f"{EVALUATION}/manifest.json")
+    assert project.planned(*target).keys() == {"sample@student-4", "evaluate@student-4"}
+    (project.root / "params.yaml").write_text(before)
+    assert project.planned(*target) == {}
+    said = project.here("record")
+    assert " sample@student-4" in said
+    assert "not recorded: sample" not in said
+
+
+def test_under_dvc_a_later_stage_names_what_changed(project: Project) -> None:
+    """Sampling itself ends well: what changed while it ran is another stage's."""
+    edit_during_sampling(project, "evaluation.threads", "2", "operation.log_every", "7")
+    old = recorded(project, "evaluate@student-4")
+    said = project.run("dvc", "repro", "evaluate@student-4", code=255)
+    assert "params.yaml changed while DVC was running: evaluation.threads was 1, now 2: restore it" in said
+    assert "operation.log_every" not in said
+    assert recorded(project, "sample@student-4")["sampling.runs.student-4"]["seeds"] == [7]  # type: ignore[index]
+    assert recorded(project, "evaluate@student-4") == old
+    project.git("checkout", "--", "dvc.yaml")
+    project.dvc("repro", "evaluate@student-4")  # a new run takes the new value
+    assert made_with(project, EVALUATION)["threads"] == 2
+
+
+def test_dvc_records_nothing_under_parameters_that_were_edited_while_it_ran(project: Project) -> None:
+    edit_during_sampling(project, SEEDS, "[8]", "sampling.runs.student-4.micro_batch", "3")
+    old = recorded(project, "sample@student-4")
+    said = project.run("dvc", "repro", "sample@student-4", code=255)
+    assert "sampling.runs.student-4.seeds was [7], now [8]; sampling.runs.student-4.micro_batch was" in said
+    assert "to keep this result, restore the old value and run pipestill record" in said
+    assert made_with(project, SAMPLES)["seeds"] == [7]
+    assert recorded(project, "sample@student-4") == old
+    project.here("config", "--force", *TINY, f"{SEEDS}=[7]")
+    project.git("checkout", "--", "dvc.yaml")
+    assert "recorded 1: sample@student-4" in project.here("record")
+
+
+def test_all_attempts_of_repro_are_one_run(project: Project) -> None:
+    """The first attempt stops with its state saved; what was edited before the second is not taken up."""
+    edits = f"python edit.py {SEEDS} [8]"
+    stops = f"[ -e stopped ] || {{ touch stopped $PIPESTILL_STOPPED; {edits}; exit 75; }}"
+    project.edit("dvc.yaml", "cmd: >-\n        pipestill sample", f"cmd: >-\n        {stops}; pipestill sample")
+    said = project.pipestill("repro", "sample@student-4", code=3)
+    assert "goes on from there" in said
+    assert f"{SEEDS} was [7], now [8]" in said
+
+
+def test_record_keeps_dvc_lock_if_parameters_change_meanwhile(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.by_hand_here("sample@student-4", "evaluate@student-4")
+    lock = (project.root / "dvc.lock").read_bytes()
+    commit = tools.dvc
+
+    def edited(root: Path, *arguments: str) -> None:
+        edit(project, SEEDS, "[8]")
+        commit(root, *arguments)
+
+    monkeypatch.setattr(tools, "dvc", edited)
+    with pytest.raises(SurroundingsError, match="changed while DVC was recording"):
+        record.record(pipeline.load(project.root))
+    assert (project.root / "dvc.lock").read_bytes() == lock
+
+
+def test_the_report_is_not_signed_under_parameters_of_models_that_are_not_there(tiny: Project, tmp_path: Path) -> None:
+    project = tiny.copy(tmp_path / "project")
+    project.here("config", *TINY, "+sampling.runs.more={model: teacher, sampler: euler, steps: 2}")
+    assert "not recorded: report: sample@more is not up to date" in project.here("record")
+    assert "sampling.runs" in recorded(project, "report")
+    assert "more" not in recorded(project, "report")["sampling.runs"]  # type: ignore[operator]
+
+
+def test_differences_name_both_values() -> None:
+    before = yaml.safe_load("{a: {b: 1, c: [1, 2], d: x}, e: 1.0, f: null}")
+    after = yaml.safe_load("{a: {b: 2, c: [1, 2]}, e: 1.0, f: 0, g: {h: 1}}")
+    found = list(started.differences(before, after))
+    assert found == ["a.b was 1, now 2", 'a.d was "x", now not set', "f was null, now 0", "g was not set, now set"]
+    assert started.listed(["1", "2", "3", "4", "5", "6"]) == "1; 2; 3; 4; and 2 more"
+
+
+def test_what_dvc_tracks_is_read_from_its_definition(tiny: Project) -> None:
+    definition = tiny.root / "dvc.yaml"
+    assert started.tracked(definition, "train@teacher") == ("teachers.teacher",)
+    assert started.tracked(definition, "dataset") == ("data",)
+    assert started.tracked(definition, "report") == ("report", "teachers", "distillation.students", "sampling.runs")
