@@ -10,6 +10,7 @@ configfile: str(started.parameters())
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/terminal.smk"
 
 
 validate(config, "workflow/schemas/params.schema.json", set_default=False)

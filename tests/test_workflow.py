@@ -12,7 +12,7 @@ import pytest
 from pipestill import cli, pipeline, stopping
 from pipestill.commands import config as config_command
 from pipestill.errors import InputError, Stopped
-from workflow_project import ROOT, Project, dvc_stages, make_project
+from workflow_project import ROOT, TINY, Project, dvc_stages, make_project
 
 ATTEMPT = ROOT / "workflow" / "scripts" / "attempt.sh"
 
@@ -139,7 +139,8 @@ def test_only_a_stage_that_stopped_with_its_state_saved_is_tried_again(tmp_path:
     assert attempt(1, log, wrong)[0] == 2
     code, said = attempt(2, log, wrong)
     assert (code, count.read_text()) == (2, "x\n"), "a wrong input must not be tried again"
-    assert "not tried again" in said
+    assert said == ""
+    assert "not tried again" in log.read_text()
 
 
 def test_a_killed_attempt_is_not_taken_for_one_that_saved_its_state(tmp_path: Path) -> None:
@@ -216,6 +217,28 @@ def test_what_a_killed_snakemake_locked_is_unlocked(project: Project, tmp_path: 
     killed.snakemake("--unlock")
     killed.snakemake(target)
     assert killed.payloads().keys() == {"data/digits"}
+
+
+def test_one_wrong_input_is_reported_once(tiny: Project, tmp_path: Path) -> None:
+    """Its line stands at the end; what Snakemake makes of it stands in its log, and other jobs go on."""
+    wrong = tiny.copy(tmp_path / "wrong")
+    wrong.here("config", *TINY, "reference.floor.counts=[40,100000]", "training.iterations=13")
+    said = wrong.snakemake("artifacts/reference/manifest.json", "artifacts/models/teacher/manifest.json", code=1)
+    message = "as many cannot be drawn"
+    (line,) = [line for line in said.splitlines() if message in line]
+    assert line.startswith("reference ended with 2: pipestill reference: ")
+    lines = said.rstrip().splitlines()
+    assert lines.index(line) >= len(lines) - 6, said
+    assert "Finished jobid" in said
+    assert "train teacher: 13/13" in said
+    noise = ("RuleException", "Trying to restart job", "Exiting because a job execution failed", "not tried again")
+    for text in noise:
+        assert text not in said
+    (log,) = sorted((wrong.root / ".snakemake" / "log").glob("*.log"))[-1:]
+    assert [log.read_text().count(text) for text in noise] == [4, 3, 1, 0]
+    kept = (wrong.root / "runs/logs/reference/all.log").read_text()
+    assert message in kept
+    assert "not tried again" in kept
 
 
 def test_record_inside_a_dvc_stage_does_nothing(project: Project) -> None:

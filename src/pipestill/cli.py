@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
-        print(f"pipestill: there is no command '{arguments[0]}'{nearest(arguments[0], COMMANDS)}", file=sys.stderr)
+        line = f"pipestill: there is no command '{arguments[0]}'{nearest(arguments[0], COMMANDS)}"
+        logs.say_outcome(line, wrong=True)
         return InputError.exit_code
     if not arguments or arguments[0] not in COMMANDS:
         parser = _top_level()
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs.keep_own(int(os.environ["RANK"]))
     code, message = _guarded(name, rest)
     if message and not launch.is_collected():
-        print(f"pipestill {name}: {message}", file=sys.stderr)
+        logs.say_outcome(f"pipestill {name}: {message}", wrong=code == InputError.exit_code)
     if code == Stopped.exit_code and STOPPED in os.environ:
         Path(os.environ[STOPPED]).touch()
     launch.leave_outcome(code, message)

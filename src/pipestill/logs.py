@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipestill.status import LOG
+
+WRONG = "PIPESTILL_WRONG"  # variable: the file in which attempt.sh wants to find what is wrong with an input
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,15 @@ def last(place: Path) -> Ended | None:
     text = log.read_text(encoding="utf-8", errors="replace") if log else ""
     said = [line for line in text.splitlines() if line.strip()]
     return Ended(time, code, said[-1] if said else "it said nothing", log)
+
+
+def say_outcome(line: str, *, wrong: bool) -> None:
+    """Prints how a command failed; what is wrong with an input is left to attempt.sh, where that asks for it."""
+    if wrong and WRONG in os.environ:
+        with suppress(OSError):
+            Path(os.environ[WRONG]).write_text(f"{line}\n", encoding="utf-8")
+            return
+    print(line, file=sys.stderr)
 
 
 def keep_own(rank: int) -> None:

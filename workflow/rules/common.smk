@@ -9,7 +9,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from pipestill import config as parameters_file
-from pipestill import logs, pipeline, started, tools
+from pipestill import pipeline, started, tools
 from pipestill.errors import PipestillError
 from pipestill.stages import fetch
 
@@ -28,7 +28,9 @@ def resolved():
         stated = parameters_file.parse_yaml(stages.text, "params.yaml")
         if not parameters_file.same(config, stated):
             if workflow.config_settings.overwrite_config:
-                raise PipestillError("the stages read params.yaml alone: edit it, or use pipestill config, not --config")
+                raise PipestillError(
+                    "the stages read params.yaml alone: edit it, or use pipestill config, not --config"
+                )
             raise PipestillError("params.yaml changed while it was being read: start this again")
         parameters_file.check(stated, "params.yaml", whole=True)
         config.update(stated)
@@ -143,28 +145,6 @@ def keep_parameters():
     """Lets every job of this run, on whatever machine, read the parameters that the run started with."""
     if workflow.is_main_process:
         os.environ[started.PARAMS] = str(started.keep(STAGES.text, STAGES.dumped()))
-
-
-def say_what_changed():
-    """Names parameters that were edited while this ran: the run did not use them."""
-    try:
-        now = parameters_file.parse_yaml((ROOT / started.FILE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, PipestillError) as error:
-        print(f"params.yaml can no longer be read: {error}", file=sys.stderr)
-        return
-    found = list(started.differences(parameters_file.parse_yaml(STAGES.text), now))
-    if found:
-        said = f"params.yaml changed during this run, which kept the values that it started with: {started.listed(found)}"
-        print(f"{said}: run snakemake again to apply them", file=sys.stderr)
-
-
-def say_what_failed():
-    """Once more, at the end, the last line of each stage that failed in this run: Snakemake's own lines bury it."""
-    places = {path.parent: logs.last(path.parent) for path in Path(RUNS, "logs").glob("*/*/outcome")}
-    failed = {place: ended for place, ended in places.items() if ended and ended.code and ended.time >= BEGUN}
-    for place, ended in sorted(failed.items(), key=lambda item: item[1].time):
-        name = f"{place.parent.name} {place.name}".removesuffix(" all")
-        print(f"{name} ended with {ended.code}: {ended.said}", file=sys.stderr)
 
 
 # One attempt at a stage, which says itself whether a further one (--retries) has any sense.

@@ -3,11 +3,13 @@
 # alone in a folder beside LOG, which stays when Snakemake removes LOG before the next attempt.
 # A stage that stopped, was killed or lost a rank is tried again and goes on from its saved state. Wrong input (exit 2) is
 # not, and after two attempts in a row that saved nothing further ones end at once: they would only do the same.
+# What is wrong with an input goes to the logs only; whoever started the run shows it once, at the end.
 set -uo pipefail
 number=$1 log=$2 command=$3
 folder=${log%.log}
-outcome=$folder/outcome futile=$folder/futile before=$folder/before last=$folder/number
+outcome=$folder/outcome futile=$folder/futile before=$folder/before last=$folder/number given_up=$folder/given-up
 export PIPESTILL_STATE=$folder/state PIPESTILL_ATTEMPT=$number PIPESTILL_LOG=$folder/$(date -u +%Y%m%dT%H%M%S)-$number
+export PIPESTILL_WRONG=$folder/wrong
 mkdir -p "$folder"
 
 saved() { # names and sizes of what the stage has saved to go on from; it notes in the file `state` where that lies
@@ -17,7 +19,12 @@ saved() { # names and sizes of what the stage has saved to go on from; it notes 
 give_up() {
     kept=$(cd "$folder" && ls ./*.log 2>/dev/null | grep -v -e -rank- | tail -1)
     [ -z "$kept" ] || cp "$folder/$kept" "$log"
-    echo "not tried again: $1" >&2
+    if [ "$2" = 2 ] || [ -e "$given_up" ]; then
+        echo "not tried again: $1" >> "$log"
+    else
+        echo "not tried again: $1" >&2
+        touch "$given_up"
+    fi
     exit "$2"
 }
 
@@ -37,11 +44,12 @@ else
 fi
 echo $((count + 1)) > "$futile"
 saved > "$before"
-rm -f "$outcome"
+rm -f "$outcome" "$given_up" "$PIPESTILL_WRONG"
 
 trap : TERM INT USR2 # the stage has had them too, and its end is waited for
 bash -c "$command" 2>&1 | (trap '' TERM INT USR2 && exec tee "$log" "$PIPESTILL_LOG.log")
 code=${PIPESTATUS[0]}
+[ ! -e "$PIPESTILL_WRONG" ] || tee -a "$log" "$PIPESTILL_LOG.log" < "$PIPESTILL_WRONG" > /dev/null
 [ "$(saved)" = "$(cat "$before" 2>/dev/null)" ] || echo 0 > "$futile"
 echo "$code" > "$outcome"
 exit "$code"
