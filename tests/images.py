@@ -52,18 +52,18 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
     (photo,) = noise(1, 64, 3)
     clear = image.convert("RGBA")
     clear.putpixel((0, 0), (1, 2, 3, 0))
+    palette = image.convert("P")
     deep = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000)
     frames = [Image.fromarray(frame) for frame in noise(3, 8, 3)]
     return {
         "truncated.jpg": (encoded(photo, "JPEG")[:-300], "truncated"),
         "deep.png": (saved(deep, "PNG"), "has 16 bits per channel"),
         "deep-rgb.png": (png_16bit_rgb(), "has 16 bits per channel"),
-        "palette.png": (saved(image.convert("P"), "PNG"), "has a palette (mode P)"),
-        "still.gif": (saved(image, "GIF"), "has a palette (mode P)"),
         "animated.gif": (saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), "animated"),
         "animated.png": (saved(frames[0], "PNG", save_all=True, append_images=frames[1:]), "animated"),
         "cmyk.jpg": (saved(image.convert("CMYK"), "JPEG"), "neither grey nor RGB (mode CMYK)"),
-        "clear.png": (saved(clear, "PNG"), "has transparent pixels"),
+        "clear.png": (saved(clear, "PNG"), "has transparent pixels: set data.background"),
+        "clear-palette.png": (saved(palette, "PNG", transparency=palette.getpixel((0, 0))), "has transparent pixels"),
         "text.png": (b"this is no image", "is no image in a known format"),
         "empty.png": (b"", "is no image in a known format"),
     }

@@ -143,7 +143,7 @@ def test_several_bad_files_are_listed_and_one_line_ends_the_list(run: Run, capsy
     Path("photos/b/dead.png").symlink_to("nowhere")
     assert cli.main(["dataset", "--output", "out"]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-4].startswith("  a/zero.png is no image in a known format (AVIF, ")
+    assert lines[-4].startswith("  a/zero.png is no image in a known format (AVIF, ")  # in the order of their names
     assert lines[-3:-1] == [
         "  b/dead.png cannot be read (No such file or directory)",
         "  readme.txt lies beside the class folders",
@@ -158,6 +158,41 @@ def test_several_bad_files_are_listed_and_one_line_ends_the_list(run: Run, capsy
     assert len(artifacts.read(Path("out"), "dataset").manifest.summary["set_aside"]) == 3
 
 
+def test_a_thousand_equal_complaints_are_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    class_folders(Path("photos"))
+    clear = encoded(np.zeros((8, 8, 4), dtype=np.uint8))
+    for index in range(1000):
+        Path(f"photos/b/clear-{index:04d}.png").write_bytes(clear)
+    fault = (
+        "1,000 files: has transparent pixels: set data.background to the colour behind them "
+        "(b/clear-0000.png, b/clear-0001.png, b/clear-0002.png, …)"
+    )
+    code, lines = run("--output", "out")
+    assert code == 2
+    (only,) = lines
+    assert only.startswith(f"pipestill dataset: photos: {fault}: fix or remove them, or set data.on_bad=set-aside")
+    for side in range(9, 30):
+        (image,) = noise(1, side, 3)
+        Path(f"photos/a/side-{side}.png").write_bytes(encoded(image))
+    assert cli.main(["dataset", "--check", "photos", "--report", "report"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    sizes = "21 files: is NxN, and data.transform=none takes 8x8 only (a/side-10.png, a/side-11.png, a/side-12.png, …)"
+    assert [words for words in said if words.startswith("  ")] == [f"  {fault}", f"  {sizes}"]
+    report = json.loads(Path("report/report.json").read_text())
+    assert report["bad"]["count"] == len(report["bad"]["files"]) == 1021
+    assert report["bad"]["faults"][1] == {
+        "reason": "is NxN, and data.transform=none takes 8x8 only",
+        "count": 21,
+        "examples": ["a/side-10.png", "a/side-11.png", "a/side-12.png", "a/side-13.png", "a/side-14.png"],
+    }
+    assert "21</td><td>is NxN, and data.transform=none" in Path("report/report.html").read_text()
+    good = ["data.background=white", "data.transform=center-crop"]
+    assert run("--output", "out", *good) == (0, [])
+    dataset = open_dataset(Path("out"))
+    assert (dataset.images([dataset.names.index("b/clear-0007.png")]) == 255).all()
+    assert json.loads(Path("out/report.json").read_text())["transparent"] == 1000
+
+
 def test_files_that_edms_labels_name_and_that_are_not_there(run: Run) -> None:
     class_folders(Path("photos"))
     names = sorted(str(file.relative_to("photos")) for file in Path("photos").rglob("*.png"))
@@ -166,7 +201,7 @@ def test_files_that_edms_labels_name_and_that_are_not_there(run: Run) -> None:
     code, lines = run("--output", "out", "data.format=edm")
     assert code == 2
     (line,) = lines
-    assert "photos/b/gone.png is labelled in dataset.json and not there: mend or remove" in line
+    assert "photos/b/gone.png is labelled in dataset.json and not there: fix or remove them" in line
     assert run("--output", "out", "data.format=edm", "data.on_bad=set-aside") == (0, [])
     dataset = open_dataset(Path("out"))
     assert dataset.names == names
@@ -350,7 +385,9 @@ def test_a_class_or_a_part_without_good_images(run: Run) -> None:
     [
         ("data.resolution=2", "data.resolution=2"),
         ("data.filtre=box", "did you mean 'filter'?"),
-        ("data.on_bad=ignore", "data.on_bad='ignore'"),
+        ("data.on_bad=ignore", "data.on_bad=ignore"),
+        ("data.background=red", "data.background: 'red' is not refuse, white, black, or a colour such as '#ff8000'"),
+        ("data.background=#12345", "data.background: '#12345' is not refuse, white, black, or a colour"),
         ("data.split.test=0.9", "must leave something to train on"),
     ],
 )

@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
-from images import bad_files, encoded, noise, png_16bit_rgb
+from images import bad_files, data_params, encoded, noise, png_16bit_rgb
 from pipestill.data.transforms import BadImage, Form, Found, difference_hash, prepare
 
 AS_IS = Form(8, 3, "none", "box")
@@ -234,6 +234,149 @@ def test_opaque_alpha_is_dropped() -> None:
     found = Found()
     assert (prepare(_png(Image.fromarray(opaque)), AS_IS, found) == rgb).all()
     assert found.mode == "RGBA"
+
+
+# ---- palettes and transparency ----
+
+
+def _raw_png(bits: int, kind: int, row: bytes, *, transparent: bytes = b"", palette: bytes = b"") -> bytes:
+    """A PNG of 8x8 pixels with equal rows: kind 0 is grey, 2 RGB, 3 a palette."""
+    content = b"\x89PNG\r\n\x1a\n"
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 8, 8, bits, kind, 0, 0, 0)), (b"PLTE", palette), (b"tRNS", transparent)]
+    for name, body in [*chunks, (b"IDAT", zlib.compress((b"\0" + row) * 8)), (b"IEND", b"")]:
+        if body or name == b"IEND":
+            content += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return content
+
+
+COLOURS = np.array([[255, 0, 0], [10, 200, 30], [0, 0, 255], [250, 250, 250]], dtype=np.uint8)
+INDICES = np.tile([0, 1, 2, 3, 3, 2, 1, 0], (8, 1)).astype(np.uint8)
+SOFT = np.tile([0, 1, 2, 100, 127, 128, 254, 255], (8, 1)).astype(np.uint8)  # alpha
+GREYS = np.tile([0, 85, 170, 255, 255, 170, 85, 0], (8, 1)).astype(np.uint8)
+
+
+def _layers(colour: NDArray[np.uint8], alpha: NDArray[np.uint8], mode: str) -> Image.Image:
+    bands = [*np.moveaxis(colour, -1, 0), alpha]
+    return Image.merge(mode, [Image.fromarray(np.ascontiguousarray(band)) for band in bands])
+
+
+def _transparent() -> dict[str, tuple[bytes, NDArray[np.uint8], NDArray[np.uint8]]]:
+    """For each form of transparency a file, the colours [8, 8, 3] in it, and how opaque they are [8, 8]."""
+    (rgb,), by_palette, row = noise(1, 8, 3), COLOURS[INDICES], INDICES[0].tobytes()
+    grey = np.repeat(GREYS[..., None], 3, axis=-1)
+    alphas = np.array([0, 90, 200, 255], dtype=np.uint8)
+    palette = Image.fromarray(INDICES).convert("PA")
+    palette.putpalette(COLOURS.tobytes())
+    palette.putalpha(Image.fromarray(SOFT))
+    half = np.repeat(np.where(GREYS > 127, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
+    key = bytes([0, 10, 0, 200, 0, 30])
+    return {
+        "rgba": (_png(_layers(rgb, SOFT, "RGBA")), rgb, SOFT),
+        "rgba-webp": (_saved(_layers(rgb, SOFT, "RGBA"), "WEBP", lossless=True, exact=True), rgb, SOFT),
+        "rgba-tiff": (_saved(_layers(rgb, SOFT, "RGBA"), "TIFF"), rgb, SOFT),
+        "grey-alpha": (_png(_layers(GREYS[..., None], SOFT, "LA")), grey, SOFT),
+        "palette-alpha": (_saved(palette, "TIFF"), by_palette, SOFT),
+        "palette-alphas": (
+            _raw_png(8, 3, row, palette=COLOURS.tobytes(), transparent=alphas.tobytes()),
+            by_palette,
+            alphas[INDICES],
+        ),
+        "palette-2-bits": (
+            _raw_png(2, 3, bytes([0b00011011, 0b11100100]), palette=COLOURS.tobytes(), transparent=alphas.tobytes()),
+            by_palette,
+            alphas[INDICES],
+        ),
+        "gif": (
+            _saved(_with_palette(), "GIF", transparency=2),
+            by_palette,
+            np.where(INDICES == 2, 0, 255).astype(np.uint8),
+        ),
+        "rgb-key": (
+            _raw_png(8, 2, by_palette[0].tobytes(), transparent=key),
+            by_palette,
+            np.where(INDICES == 1, 0, 255).astype(np.uint8),
+        ),
+        "grey-key": (
+            _raw_png(8, 0, GREYS[0].tobytes(), transparent=b"\0\xaa"),
+            grey,
+            np.where(GREYS == 170, 0, 255).astype(np.uint8),
+        ),
+        "grey-key-2-bits": (
+            _raw_png(2, 0, bytes([0b00011011, 0b11100100]), transparent=b"\0\2"),
+            grey,
+            np.where(GREYS == 170, 0, 255).astype(np.uint8),
+        ),
+        "grey-key-4-bits": (
+            _raw_png(4, 0, bytes([0x05, 0xAF, 0xFA, 0x50]), transparent=b"\0\x0a"),
+            grey,
+            np.where(GREYS == 170, 0, 255).astype(np.uint8),
+        ),
+        "bilevel-key": (
+            _raw_png(1, 0, bytes([0b00111100]), transparent=b"\0\1"),
+            half,
+            255 - half[..., 0],
+        ),
+    }
+
+
+def _with_palette() -> Image.Image:
+    image = Image.fromarray(INDICES)
+    image.putpalette(COLOURS.tobytes())
+    return image
+
+
+@pytest.mark.parametrize("form", _transparent())
+@pytest.mark.parametrize(
+    ("background", "colour"),
+    [("white", (255, 255, 255)), ("black", (0, 0, 0)), ("#0a64FF", (10, 100, 255))],
+)
+def test_transparent_pixels_show_the_background(form: str, background: str, colour: tuple[int, int, int]) -> None:
+    content, colours, alpha = _transparent()[form]
+    opacity = alpha[..., None].astype(np.int64)
+    wanted = (2 * (colours * opacity + np.array(colour) * (255 - opacity)) + 255) // 510  # rounded to the nearest
+    params = data_params(Path("photos"), background=background)
+    found = Found()
+    assert (prepare(content, Form.of(params), found) == wanted).all()
+    assert found.transparent
+    luma = ready(content, Form.of(params.model_copy(update={"color": "grey"})))
+    assert np.abs(luma[..., 0] - wanted @ [0.299, 0.587, 0.114]).max() <= 0.502  # Pillow's weights are in 1/65536
+    with pytest.raises(BadImage, match=r"has transparent pixels: set data\.background"):
+        ready(content)
+
+
+def test_depth_is_looked_at_before_transparency() -> None:
+    deep = _raw_png(16, 6, bytes(64))  # RGBA of 16 bits
+    with pytest.raises(BadImage, match="has 16 bits per channel"):
+        ready(deep, Form(8, 3, "none", "box", (255, 255, 255)))
+
+
+@pytest.mark.parametrize("background", [None, (1, 2, 3)])
+def test_opaque_palettes_and_keys_that_no_pixel_has_are_plain_colours(background: tuple[int, int, int] | None) -> None:
+    form = Form(8, 3, "none", "box", background)
+    for content in (
+        _png(_with_palette()),
+        _saved(_with_palette(), "GIF"),
+        _saved(_with_palette(), "BMP"),
+        _saved(_with_palette(), "TIFF"),
+        _raw_png(8, 3, INDICES[0].tobytes(), palette=COLOURS.tobytes(), transparent=b"\xff\xff"),
+        _raw_png(8, 2, COLOURS[INDICES][0].tobytes(), transparent=bytes([0, 1, 0, 2, 0, 3])),
+    ):
+        found = Found()
+        assert (prepare(content, form, found) == COLOURS[INDICES]).all()
+        assert not found.transparent
+    grey = _raw_png(2, 0, bytes([0b00011011, 0b11100100]), transparent=b"\0\x55")
+    assert (ready(grey, form) == GREYS[..., None]).all()
+
+
+def test_a_transparent_image_is_turned_as_its_exif_says() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = _layers(noise(1, 8, 3)[0], np.full((8, 8), 255, dtype=np.uint8), "RGBA")
+    image.putpixel((0, 0), (0, 0, 0, 0))
+    content = _saved(image, "PNG", exif=exif)
+    wanted = np.asarray(image)[..., :3].copy()
+    wanted[0, 0] = 255
+    assert (ready(content, Form(8, 3, "none", "box", (255, 255, 255))) == np.rot90(wanted, -1)).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from pipestill.artifacts import LICENCE, MANIFEST
-from pipestill.config.fields import Count, Fraction, PathText, Positive, Section, Seed
+from pipestill.config.fields import Background, Count, Fraction, PathText, Positive, Section, Seed
 
 
 class ExampleParams(Section):
@@ -49,6 +49,7 @@ class DataParams(Section):
     color: Literal["grey", "rgb"] = "rgb"
     transform: Literal["none", "center-crop", "center-crop-adm"] = "center-crop"
     filter: Literal["box", "bilinear", "bicubic", "lanczos"] = "box"
+    background: Background = "refuse"  # behind transparent pixels: white, black, "#rrggbb"; refuse: they are bad
     on_bad: Literal["refuse", "set-aside"] = "refuse"
     labels: bool = True
     class_names: PathText | None = None  # a file with a class a line, for formats that number them

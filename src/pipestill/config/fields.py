@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -30,9 +31,16 @@ def _no_home(path: str) -> str:
     return path
 
 
+def _background(text: str) -> str:
+    if not re.fullmatch(r"refuse|white|black|#[0-9a-fA-F]{6}", text):
+        raise ValueError(f"'{text}' is not refuse, white, black, or a colour such as '#ff8000' (quoted in YAML)")
+    return text
+
+
 Once = AfterValidator(_each_once)  # of a list whose repeats would make no sense
 PathText = Annotated[str, Field(min_length=1), AfterValidator(_no_home)]  # relative to the project
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+Background = Annotated[str, AfterValidator(_background)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

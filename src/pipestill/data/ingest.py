@@ -38,6 +38,7 @@ FACTS = np.dtype(
     [
         ("good", "?"),
         ("orientation", "u1"),
+        ("transparent", "?"),
         ("mode", "S10"),
         ("width", "<u4"),
         ("height", "<u4"),
@@ -131,6 +132,7 @@ class _Job:
                     fact["hash"] = difference_hash(pixels)
                     fact["digest"] = np.frombuffer(bytes.fromhex(digests.of_bytes(data)), dtype=np.uint8)
                 fact["mode"], fact["orientation"] = found.mode, found.orientation
+                fact["transparent"] = found.transparent
                 fact["width"], fact["height"] = found.width, found.height
         with self.facts.open("rb+", buffering=0) as file:
             _write_at(file.fileno(), facts.view(np.uint8).data, items.start * FACTS.itemsize)

@@ -1,8 +1,8 @@
 """From one image file's content to the pixels that are stored: which images are refused, and how the others are cut.
 
 Pure functions of one image. The rule: what cannot become 8-bit grey or RGB without a choice that belongs to the
-owner of the images (which palette, which background behind transparency, which frame, which ink profile, which 8 of
-16 bits) is bad; everything else is converted, and the report counts it.
+owner of the images (which background behind transparency, which frame, which ink profile, which 8 of 16 bits) is bad,
+unless the parameters make that choice; everything else is converted, and the report counts it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError
 
 from pipestill.config import DataParams
 from pipestill.data.formats import FORMATS, samples_of
@@ -32,7 +32,16 @@ FILTERS = {
 }
 ORIENTATION = 0x0112  # EXIF tag
 MOST_PIXELS = 1 << 27  # of one image: 512 MiB decoded, and up to 1.2 GiB while it is converted
-PLAIN_MODES = ("1", "L", "LA", "RGB", "RGBA")
+PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
+TURNS = {  # what makes an image upright, by its EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadImage(Exception):
@@ -41,16 +50,21 @@ class BadImage(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """What every stored image is: [resolution, resolution, channels] uint8, made by a named transform and filter."""
+    """What every stored image is: [resolution, resolution, channels] uint8, made by a named transform and filter.
+
+    `background` is the RGB colour behind transparent pixels; None refuses them.
+    """
 
     resolution: int
     channels: Literal[1, 3]
     transform: Literal["none", "center-crop", "center-crop-adm"]
     filter: Literal["box", "bilinear", "bicubic", "lanczos"]
+    background: tuple[int, int, int] | None = None
 
     @staticmethod
     def of(data: DataParams) -> Form:
-        return Form(data.resolution, 1 if data.color == "grey" else 3, data.transform, data.filter)
+        background = None if data.background == "refuse" else ImageColor.getrgb(data.background)[:3]
+        return Form(data.resolution, 1 if data.color == "grey" else 3, data.transform, data.filter, background)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -65,6 +79,7 @@ class Found:
     width: int = 0
     height: int = 0
     orientation: int = 1
+    transparent: bool = False  # has pixels that are not opaque
 
 
 def prepare(content: bytes | NDArray[np.uint8], form: Form, found: Found) -> NDArray[np.uint8]:
@@ -77,7 +92,9 @@ def prepare(content: bytes | NDArray[np.uint8], form: Form, found: Found) -> NDA
         if image.format is not None:
             _refuse(image)
             found.orientation = _orientation(image)
-            image = _upright(image, found.orientation)
+            image.load()
+            image = _opaque(image, form.background, found)
+            image = image.transpose(TURNS[found.orientation]) if found.orientation in TURNS else image
     except (BadImage, MemoryError):
         raise
     except OSError as error:
@@ -106,6 +123,9 @@ def _opened(content: bytes | NDArray[np.uint8], found: Found) -> Image.Image:
     found.mode, (found.width, found.height) = f"{image.mode};{samples.bits}" if deep else image.mode, image.size
     if samples.reason:
         raise BadImage(samples.reason)
+    key = image.info.get("transparency")
+    if image.mode == "L" and isinstance(key, int) and samples.bits < 8:  # decoding spreads the pixels to 8 bits, not it
+        image.info["transparency"] = key * 255 // (2**samples.bits - 1)
     if image.width * image.height > MOST_PIXELS:
         raise BadImage(f"has {image.width}x{image.height} pixels, more than {MOST_PIXELS:,}: make it smaller")
     return image
@@ -132,22 +152,37 @@ def _refuse(image: Image.Image) -> None:
         raise BadImage(f"is animated or has several pages ({frames} frames)")
     if ";16" in mode or mode in ("I", "F"):
         raise BadImage(f"has more than 8 bits per channel (mode {mode}): convert it to 8")
-    if mode in ("P", "PA"):
-        raise BadImage(f"has a palette (mode {mode})")
     if mode not in PLAIN_MODES:
         raise BadImage(f"is neither grey nor RGB (mode {mode})")
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """Decoded, turned as its EXIF says, alpha dropped where it hides nothing. Raises BadImage where it does."""
-    image.load()
-    if image.mode in ("LA", "RGBA") or "transparency" in image.info:
-        alpha = image.convert("RGBA").getchannel("A")
-        if alpha.getextrema()[0] != 255:
-            raise BadImage("has transparent pixels")
-        image.info.pop("transparency", None)
-        image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-    return ImageOps.exif_transpose(image) if orientation != 1 else image
+def _opaque(image: Image.Image, background: tuple[int, int, int] | None, found: Found) -> Image.Image:
+    """The decoded image without palette and transparency, on the background where it is not opaque.
+
+    Raises BadImage if it is transparent and there is no background.
+    """
+    alpha = _alpha(image)
+    image.info.pop("transparency", None)
+    if alpha is not None and alpha.getextrema() != (255, 255):
+        found.transparent = True
+        if background is None:
+            raise BadImage("has transparent pixels: set data.background to the colour behind them")
+        canvas = Image.new("RGB", image.size, background)
+        canvas.paste(image.convert("RGB"), mask=alpha)  # (colour·alpha + background·(255 - alpha)) / 255, rounded
+        return canvas
+    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+
+
+def _alpha(image: Image.Image) -> Image.Image | None:
+    """How opaque each pixel is (mode L), None if every one is: of a channel, a palette, or one transparent colour."""
+    if image.mode in ("LA", "PA", "RGBA"):
+        return image.getchannel("A")
+    key = image.info.get("transparency")
+    if key is None:
+        return None
+    if image.mode in ("1", "L"):
+        return image.convert("L").point([0 if value == key else 255 for value in range(256)])
+    return image.convert("RGBA").getchannel("A")
 
 
 def _shaped(image: Image.Image, form: Form) -> NDArray[np.uint8]:

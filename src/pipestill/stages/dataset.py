@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipestill.config import DataParams, contradictions
+from pipestill.data.complaints import line
 from pipestill.errors import InputError
 from pipestill.progress import say
 from pipestill.stages import common
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from pipestill.data.ingest import Ingested
     from pipestill.data.source import Source
 
-VERSION = 3
-PRINTED = 20  # bad files that are printed; the report has them all
+VERSION = 4
+PRINTED = 20  # faults that are printed; the report has them all
 EXAMPLES = """
   pipestill dataset --check photos --report photos-report data.resolution=32 data.color=rgb data.transform=center-crop
   pipestill dataset --output artifacts/dataset \\
@@ -150,10 +151,7 @@ def check(
         f"{data.path} as data.format={data.format} resolution={data.resolution} color={data.color} "
         f"transform={data.transform} filter={data.filter}: {summarised(found)}"
     )
-    for file in found["bad"]["files"][:PRINTED]:
-        say(f"  {escaped(file['name'])} {file['reason']}")
-    if found["bad"]["count"] > PRINTED:
-        say(f"  and {found['bad']['count'] - PRINTED} more: see --report")
+    _print_faults(found)
     return found
 
 
@@ -218,7 +216,7 @@ def _require_enough(source: Source, kept: NDArray[np.int64], parts: NDArray[np.u
 def _write_report(
     folder: Path, report: dict[str, Any], source: Source, ingested: Ingested, kept: NDArray[np.int64]
 ) -> None:
-    from pipestill.data.validation import write_report
+    from pipestill.data.page import write_report
 
     write_report(
         folder,
@@ -231,16 +229,26 @@ def _write_report(
 
 
 def _refusal(report: dict[str, Any], data: DataParams, page: Path) -> str:
-    """The one line about bad files, after the first of them have been printed where there are several."""
-    bad = report["bad"]["files"]
-    if len(bad) > 1:
-        for file in bad[:PRINTED]:
-            say(f"  {escaped(file['name'])} {file['reason']}")
-        if len(bad) > PRINTED:
-            say(f"  and {len(bad) - PRINTED} more")
+    """The one line about bad files, after a line for each fault if there are several."""
+    bad, faults = report["bad"]["files"], report["bad"]["faults"]
+    if len(faults) > 1:
+        _print_faults(report)
     first = f"{escaped(Path(data.path) / bad[0]['name'])} {bad[0]['reason']}"
-    what = first if len(bad) == 1 else f"{len(bad)} files of {data.path} cannot be used, the first is {first}"
-    return f"{what}: mend or remove, or set data.on_bad=set-aside (report: {page})"
+    if len(bad) == 1:
+        what = first
+    elif len(faults) == 1:
+        what = f"{data.path}: {line(faults[0])}"
+    else:
+        what = f"{len(bad):,} files of {data.path} cannot be used, the first is {first}"
+    return f"{what}: fix or remove them, or set data.on_bad=set-aside (report: {page})"
+
+
+def _print_faults(report: dict[str, Any]) -> None:
+    faults = report["bad"]["faults"]
+    for fault in faults[:PRINTED]:
+        say(f"  {line(fault)}")
+    if len(faults) > PRINTED:
+        say(f"  and {len(faults) - PRINTED} other faults: see the report")
 
 
 def _blocks(pixels: NDArray[np.uint8], kept: NDArray[np.int64], size: int) -> Iterator[NDArray[np.uint8]]:
