@@ -323,7 +323,7 @@ def test_a_request_to_stop_ends_every_node_and_fewer_nodes_go_on(
     assert f"job {job.number} has 1 of 2 nodes: 2 of 4 ranks share the same batches" in job.said
     assert "2 ranks" in job.said
     assert "going on after update" in job.said
-    assert not list((tmp_path / "runs" / "nodes").iterdir())
+    assert not list((tmp_path / "runs" / "scratch").iterdir())
 
 
 @pytest.mark.parametrize(

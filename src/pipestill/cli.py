@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from pipestill import __version__, launch, logs, slurm, started
+from pipestill import __version__, launch, logs, slurm, started, surroundings
 from pipestill.arguments import GRAMMAR, Parser
 from pipestill.errors import InputError, PipestillError, Stopped, SurroundingsError, denied, nearest
 from pipestill.stopping import STOPPED
@@ -55,6 +55,8 @@ EXIT_CODES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns its exit code."""
+    if argv is None:
+        surroundings.in_utf8()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):
         line = f"pipestill: there is no command '{arguments[0]}'{nearest(arguments[0], COMMANDS)}"
@@ -68,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, rest = arguments[0], arguments[1:]
     if name not in ("config", "record", "sync", "repro", "trace", "status", "doctor", "report", "example", "fetch"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    surroundings.prepare()
     if launch.is_rank():
         launch.die_with_launcher()
         launch.watch_siblings()

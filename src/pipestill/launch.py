@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from pipestill import logs, slurm, status
 from pipestill.errors import InputError, Stopped, SurroundingsError
 from pipestill.progress import say
 from pipestill.stopping import STOP_SIGNALS, handlers_kept
-from pipestill.work import runs_root, write_atomic
+from pipestill.work import runs_root, scratch, write_atomic
 
 OUTCOME = "PIPESTILL_OUTCOME"  # variable naming the folder in which ranks leave their outcomes and process ids
 HEAD = "PIPESTILL_HEAD"  # variable naming the node where the ranks of several nodes meet
@@ -37,6 +36,8 @@ LOST_ANOTHER = "lost another rank"  # how a rank begins that only suffers from w
 LOST = "lost"  # file in that folder: a node has failed
 CONSEQUENCES = (signal.SIGTERM, signal.SIGABRT)  # signals by which a rank ends that has lost another
 GRACE = 5.0  # seconds between a rank's failure and the end of those that did not notice
+LOOPBACK = "127.0.0.1"
+LINUX = sys.platform == "linux"
 JOINING = 300  # seconds in which all nodes have to have come
 SHUTDOWN = 600  # seconds that ranks have to save their state and stop when they are asked to
 
@@ -131,9 +132,11 @@ def _start(spread: Spread, argv: Sequence[str]) -> tuple[int, str]:
     if nodes == 1:
         if spread.image is not None:
             within(spread.image, argv)
-        with tempfile.TemporaryDirectory(prefix="pipestill-ranks-") as outcomes:
-            here = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": f"pipestill-{os.getpid()}"}
-            return _agent(Path(outcomes), argv, nproc_per_node=ranks, min_nodes=1, max_nodes=1, **here)
+        # on loopback: a container's own name need not resolve
+        here = {"rdzv_backend": "c10d", "rdzv_endpoint": f"{LOOPBACK}:0", "local_addr": LOOPBACK}
+        with scratch("ranks") as outcomes, _variables({"GLOO_SOCKET_IFNAME": "lo"} if LINUX else {}):
+            run_id = f"pipestill-{os.getpid()}"
+            return _agent(outcomes, argv, nproc_per_node=ranks, min_nodes=1, max_nodes=1, run_id=run_id, **here)
     if NODES in os.environ:
         return _on_a_node(ranks, nodes, argv)
     job = slurm.current_job()
@@ -166,10 +169,12 @@ def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
 def _agent(outcomes: Path, argv: Sequence[str], **settings: Any) -> tuple[int, str]:
     """Torchrun's agent for this node's ranks, which leave their outcomes in a folder."""
     os.environ.setdefault("LOGLEVEL", "CRITICAL")  # the agent's own lines name no cause that ranks do not name better
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    settings["logs_specs"] = DefaultLogsSpecs(log_dir=str(outcomes / "agent"))
     config = LaunchConfig(max_restarts=0, monitor_interval=0.1, signals_to_handle="SIGTERM,SIGINT,SIGUSR2", **settings)
     if hasattr(config, "shutdown_timeout"):
         config.shutdown_timeout = SHUTDOWN
@@ -206,20 +211,21 @@ def _command(image: str | None, argv: Sequence[str]) -> list[str]:
 
 def _over_nodes(job: slurm.Job, nodes: int, argv: Sequence[str], image: str | None) -> tuple[int, str]:
     """Starts this command once on each node of the Slurm job; each starts its ranks, and all outcomes become one."""
-    place = runs_root().absolute() / "nodes"
-    place.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{job.number}-", dir=place))
+    with scratch(f"nodes-{job.number}") as folder:
+        return _through_srun(job, nodes, _command(image, argv), folder, image)
+
+
+def _through_srun(job: slurm.Job, nodes: int, words: list[str], folder: Path, image: str | None) -> tuple[int, str]:
     tasks = [f"--{name}={nodes}" for name in ("nodes", "ntasks")]
     command = ["srun", *tasks, "--ntasks-per-node=1", "--cpu-bind=none", "--kill-on-bad-exit=1", "--export=ALL"]
     variables = {NODES: str(folder), HEAD: job.first_node()} | ({} if image is None else {CONTAINER: image})
     # in a session of its own: at a SIGTERM or Ctrl-C srun would kill the ranks; what it passes on lets them save
-    step = subprocess.Popen([*command, *_command(image, argv)], env=os.environ | variables, start_new_session=True)
+    step = subprocess.Popen([*command, *words], env=os.environ | variables, start_new_session=True)
     with handlers_kept():
         for number in STOP_SIGNALS:
             signal.signal(number, lambda number, frame: step.send_signal(signal.SIGUSR2))
         code = step.wait()
     found = _of_nodes(folder, nodes)
-    shutil.rmtree(folder, ignore_errors=True)
     if found is None:
         return 3, f"a node ended without a word (srun ended with {code}); its state is kept, start it again"
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,14 +12,15 @@ from pipestill import pipeline, started
 from pipestill.errors import SurroundingsError
 from pipestill.pipeline import Pipeline
 from pipestill.stopping import STOPPED
-from pipestill.work import write_atomic
+from pipestill.work import scratch, write_atomic
 
 SYNCING = "PIPESTILL_SYNCING"  # set for the Snakemake that sync starts, so that it does not call record
 QUIET = ("host", "progress", "reason", "rules")  # not "all", which leaves out errors as well
 
 
 def put_on_path() -> None:
-    """Lets this process's children find `pipestill` where its virtual environment is not active."""
+    """Lets this process's children find `pipestill` without an active virtual environment, and their own modules."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # a user's queue.py is not the standard library's
     place = str(Path(sys.executable).parent)
     if place not in os.environ["PATH"].split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([place, os.environ["PATH"]])
@@ -57,8 +57,8 @@ def _run(command: list[str], root: Path, **more: str) -> None:
 
 def dvc_repro(root: Path, arguments: Sequence[str], variables: Mapping[str, str]) -> tuple[int, bool]:
     """Runs `dvc repro`, its output shown; returns its code and whether a stage stopped with its state saved."""
-    with tempfile.TemporaryDirectory(prefix="pipestill-repro-") as folder:
-        note = Path(folder, "stopped")
+    with scratch("repro") as folder:
+        note = folder / "stopped"
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *arguments]
         put_on_path()
         own = {STOPPED: str(note), **variables}

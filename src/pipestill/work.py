@@ -11,9 +11,10 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,8 @@ from pipestill.artifacts import Artifact, InputEntry, Manifest
 from pipestill.errors import InputError, Stopped, SurroundingsError
 
 STATE = "PIPESTILL_STATE"  # names a file in which a stage notes where its state lies, for attempt.sh
+OWNER = ".owner"  # locked by the process that a scratch folder belongs to
+YOUNG = 60.0  # seconds in which a scratch folder may be without its lock
 DYING = 5.0  # seconds that a killed process may take to end with all its threads and let go of its locks
 
 
@@ -109,6 +112,30 @@ class Work:
             "finished": False,
         }
         write_atomic(path, json.dumps(body | figures, indent=1) + "\n")
+
+
+@contextmanager
+def scratch(name: str) -> Iterator[Path]:
+    """A folder below `$PIPESTILL_RUNS` for as long as this process needs it; what killed ones left is removed."""
+    place = runs_root().absolute() / "scratch"
+    place.mkdir(parents=True, exist_ok=True)
+    for left in place.iterdir():
+        _remove_abandoned(left)
+    folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=place))
+    try:
+        with (folder / OWNER).open("w", encoding="utf-8") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX)  # the kernel lets go of it, however the process ends
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    with suppress(OSError):
+        if time.time() - folder.stat().st_mtime > YOUNG:
+            with (folder / OWNER).open("a", encoding="utf-8") as owner:
+                fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_record(stage: str, key: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import argparse
 import json
 import shlex
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from pipestill.launch import Spread, start
 from pipestill.progress import say
 from pipestill.stages.common import add_common, entry, load_params
 from pipestill.stopping import handlers_kept
+from pipestill.work import scratch
 
 if TYPE_CHECKING:
     from pipestill.config import Params, TeacherParams
@@ -63,8 +63,8 @@ def main(options: argparse.Namespace) -> None:
 def _measured(options: argparse.Namespace, teacher: TeacherParams, ranks: int, scaling: str) -> dict[str, Any]:
     """The measurement of one group of ranks, started for it."""
     batch = teacher.training.batch * (ranks if scaling == "weak" else 1)
-    with tempfile.TemporaryDirectory(prefix="pipestill-bench-") as folder:
-        words = ["bench", "--name", options.name, "--dataset", str(options.dataset.absolute()), "--output", folder]
+    with scratch("bench") as folder:
+        words = ["bench", "--name", options.name, "--dataset", str(options.dataset.absolute()), "--output", str(folder)]
         words += ["--ranks", str(ranks), "--updates", str(options.updates), "--measure", scaling]
         words += ["--params", str(options.params)] if options.params is not None else []
         words += [*options.overrides, f"teachers.{options.name}.training.batch={batch}"]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from pipestill.progress import say
 from pipestill.stages import common
 from pipestill.stopping import StopRequest
 from pipestill.userfiles import escaped
-from pipestill.work import open_work, runs_root
+from pipestill.work import open_work, scratch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,9 +139,8 @@ def check(
     source = open_source(data)
     if report is not None and report.resolve().is_relative_to(Path(data.path).resolve()):
         raise InputError(f"--report {report} lies among the images of {data.path}: name a folder elsewhere")
-    runs_root().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=runs_root(), prefix="check-") as folder:
-        ingested = ingest(source, Form.of(data), Path(folder), workers=workers, stop=stop)
+    with scratch("check") as folder:
+        ingested = ingest(source, Form.of(data), folder, workers=workers, stop=stop)
         kept, _, found = _examined(source, ingested, data)
         if report is not None:
             report.mkdir(parents=True, exist_ok=True)

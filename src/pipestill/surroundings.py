@@ -1,0 +1,48 @@
+"""What a shell or container hands to a command, made such that it decides nothing.
+
+It changes this process's environment variables, which processes that it starts inherit, and touches nothing else.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+from pathlib import Path
+
+from pipestill import launch
+from pipestill.work import runs_root
+
+OF_RANKS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+OF_RANKS_BEGIN = ("LOCAL_", "GROUP_", "ROLE_")  # RANK, WORLD_SIZE, NAME
+
+
+def in_utf8() -> None:
+    """Starts this program again in Python's UTF-8 mode where the locale has another encoding.
+
+    Names of files and classes would be other texts, and so have other digests. What is printed stays in the encoding
+    of the terminal, with escapes for what that has not.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def prepare() -> None:
+    """Makes the environment of a command, and of all that it starts, independent of where it was started.
+
+    No file of the working folder stands in for a module of the standard library. What is left of another program's
+    ranks makes no rank. A user ID without a name (`docker --user`) gets one, and a home folder to keep caches in.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if not launch.is_rank():
+        left = [f"{begin}{name}" for begin in OF_RANKS_BEGIN for name in ("RANK", "WORLD_SIZE", "NAME")]
+        for name in (*OF_RANKS, *left):
+            os.environ.pop(name, None)
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"uid-{os.getuid()}"
+        if not os.access(os.environ.get("HOME", ""), os.W_OK):  # Docker says / for it
+            os.environ["HOME"] = str(Path(runs_root(), "home").absolute())
