@@ -92,7 +92,7 @@ def test_a_folder_of_other_runs_alone_and_params_that_are_not_in_order(
 def test_doctor_says_how_to_remove_them(project: Path) -> None:
     (line,) = doctor.metrics(project)
     assert line.state == "warn"
-    assert line.text.endswith("does not name: rm metrics/earlier-4.json 'metrics/other run.json'")
+    assert line.text.endswith("does not name: metrics/earlier-4.json, metrics/other run.json: pipestill clean")
     for name in OTHERS:
         (project / "metrics" / f"{name}.json").unlink()
     assert list(doctor.metrics(project)) == []

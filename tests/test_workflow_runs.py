@@ -200,7 +200,7 @@ def test_artefacts_of_other_parameters_are_not_signed_with_the_report(finished: 
     project = finished.copy(tmp_path / "project")
     shutil.copytree(project.root / "artifacts/samples/student-4", project.root / "artifacts/samples/earlier")
     said = project.pipestill("record")
-    assert "not recorded: report: artifacts/samples/earlier belong to no stage" in said
+    assert "not recorded: report: artifacts/samples/earlier belongs to no stage" in said
     assert "artifacts/samples/earlier" in project.pipestill("doctor", "--quick")
 
 

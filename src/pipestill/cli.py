@@ -41,6 +41,7 @@ COMMANDS = {
     "record": "let DVC record what Snakemake finished",
     "sync": "let Snakemake accept what DVC brought",
     "repro": "dvc repro that goes on after a time limit",
+    "clean": "delete or archive what params.yaml no longer refers to",
     "trace": "print the chain from a figure back to the images",
     "status": "which stages are done, running, stopped, and how far they are",
     "doctor": "check this installation and this project",
@@ -68,7 +69,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0 if not arguments else 2
     name, rest = arguments[0], arguments[1:]
-    if name not in ("config", "record", "sync", "repro", "trace", "status", "doctor", "report", "example", "fetch"):
+    if name not in (
+        "config",
+        "record",
+        "sync",
+        "repro",
+        "clean",
+        "trace",
+        "status",
+        "doctor",
+        "report",
+        "example",
+        "fetch",
+    ):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     surroundings.prepare()
     if launch.is_rank():

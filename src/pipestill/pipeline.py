@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pipestill import config
 from pipestill.artifacts import MANIFEST
 from pipestill.errors import InputError, SurroundingsError
 
@@ -262,6 +263,11 @@ def _value(body: Any, key: str) -> Any:
             return _ABSENT
         body = body[part]
     return body
+
+
+def defined(root: Path) -> list[str]:
+    """The names of the stages in dvc.yaml, also of those that have no entries now."""
+    return list(config.parse_yaml((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
 
 
 def output_pattern(root: Path, name: str) -> str:

@@ -27,6 +27,7 @@ from pipestill.errors import InputError, Stopped, SurroundingsError
 STATE = "PIPESTILL_STATE"  # names a file in which a stage notes where its state lies, for attempt.sh
 OWNER = ".owner"  # locked by the process that a scratch folder belongs to
 YOUNG = 60.0  # seconds in which a scratch folder may be without its lock
+RECORD = "record.json"  # in a work folder: what differs from run to run
 DYING = 5.0  # seconds that a killed process may take to end with all its threads and let go of its locks
 
 
@@ -99,7 +100,7 @@ class Work:
 
         Seconds of earlier attempts at the same work are added up.
         """
-        path = self.folder / "record.json"
+        path = self.folder / RECORD
         earlier = read_record(self.stage, self.key)
         seconds = time.monotonic() - self.started + earlier.get("seconds", 0.0) * (not earlier.get("finished", False))
         body = {
@@ -140,7 +141,7 @@ def _remove_abandoned(folder: Path) -> None:
 
 def read_record(stage: str, key: str) -> dict[str, Any]:
     """The run's record, or an empty one where the work was done elsewhere."""
-    path = run_folder(stage, key) / "record.json"
+    path = run_folder(stage, key) / RECORD
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -189,11 +188,13 @@ def metrics(root: Path) -> Iterator[Line]:
     from pipestill.reporting.table import strays
 
     try:
-        others = [shlex.quote(str(file.relative_to(root))) for file in strays(root / "metrics")]
+        others = [str(file.relative_to(root)) for file in strays(root / "metrics")]
     except PipestillError:
         return  # said above
     if others:
-        yield Line("warn", f"tables leave out runs that params.yaml does not name: rm {' '.join(others)}")
+        yield Line(
+            "warn", f"tables leave out runs that params.yaml does not name: {', '.join(others)}: pipestill clean"
+        )
 
 
 def work_in_progress() -> Iterator[Line]:
@@ -203,7 +204,7 @@ def work_in_progress() -> Iterator[Line]:
         yield Line(
             "ok",
             f"{len(states)} pieces of unfinished work ({size / GIGABYTE:.2f} GB) under {runs_root()}: "
-            "the same command goes on from there; what no command needs may be removed",
+            "the same command goes on from there; pipestill clean removes what no command needs",
         )
 
 
@@ -238,7 +239,7 @@ def stages(root: Path, *, quick: bool) -> Iterator[Line]:
     if waiting:
         yield Line("ok", f"{len(waiting)} stages have not run: snakemake --profile local, or dvc repro")
     for name in sorted({name for stage in resolved.stages for name in resolved.strangers(stage)}):
-        yield Line("warn", f"{name} belongs to no stage any more, and DVC counts it among inputs: rm -r {name}")
+        yield Line("warn", f"{name} belongs to no stage any more, and DVC counts it among inputs: pipestill clean")
     if sound:
         from pipestill import tools
 

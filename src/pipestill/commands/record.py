@@ -73,4 +73,5 @@ def _strangers(stages: pipeline.Pipeline, stage: pipeline.Stage) -> str | None:
     strangers = stages.strangers(stage)
     if not strangers:
         return None
-    return f"{', '.join(strangers)} belong to no stage of dvc.yaml any more: remove them (rm -r {' '.join(strangers)})"
+    which = f"{', '.join(strangers)} {'belongs' if len(strangers) == 1 else 'belong'} to no stage of dvc.yaml any more"
+    return f"{which}: pipestill clean deletes or archives what pipestill made there"

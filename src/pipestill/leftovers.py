@@ -1,0 +1,100 @@
+"""What no entry of params.yaml refers to: artefacts, metrics, logs, and work below $PIPESTILL_RUNS. It only reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipestill import pipeline, status
+from pipestill.artifacts import MARK
+from pipestill.pipeline import Pipeline
+from pipestill.work import RECORD
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A file or folder that no entry refers to; `name` is where an archive keeps it."""
+
+    path: Path
+    name: str
+    what: str
+
+    def size(self) -> int:
+        """Bytes of its files; links count as themselves."""
+        if not self.path.is_dir():
+            return self.path.lstat().st_size
+        return sum(file.lstat().st_size for file in self.path.rglob("*") if file.is_symlink() or not file.is_dir())
+
+
+def find(stages: Pipeline, runs: Path) -> list[Leftover]:
+    """All leftovers: artefacts, metrics, then work and logs. What a stage is writing is not among them."""
+    patterns = {name: pipeline.output_pattern(stages.root, name) for name in pipeline.defined(stages.root)}
+    works = list(_works(runs))
+    busy = {str(word["output"]) for _, word in works if word.get("state") == "running"}
+    found = [*_artifacts(stages, patterns, busy), *_metrics(stages)]
+    found += [*_unused_works(stages, patterns, works, runs, busy), *_logs(stages, patterns, runs)]
+    return found
+
+
+def _artifacts(stages: Pipeline, patterns: dict[str, str], busy: set[str]) -> Iterator[Leftover]:
+    known = {stage.output for stage in stages.stages}
+    for pattern in dict.fromkeys(pattern for pattern in patterns.values() if "{name}" in pattern):
+        for folder in sorted(stages.root.glob(pattern.replace("{name}", "*"))):
+            name = folder.relative_to(stages.root).as_posix()
+            ours = not folder.is_symlink() and not folder.name.startswith(".") and (folder / MARK).is_file()
+            if ours and name not in known and os.path.abspath(folder) not in busy:
+                yield Leftover(folder, name, (folder / MARK).read_text(encoding="utf-8").strip())
+
+
+def _metrics(stages: Pipeline) -> Iterator[Leftover]:
+    known = {path for stage in stages.stages for path in stage.metrics}
+    for folder in sorted({PurePosixPath(path).parent.as_posix() for path in known}):
+        for file in sorted((stages.root / folder).glob("*.json")):
+            name = file.relative_to(stages.root).as_posix()
+            if name not in known:
+                yield Leftover(file, name, "metrics")
+
+
+def _works(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every folder of work, with what it last said of itself."""
+    for folder in sorted({path.parent for name in (status.FILE, RECORD) for path in runs.glob(f"*/*/{name}")}):
+        word = status.read(folder / status.FILE) or _read(folder / RECORD)
+        if "output" in word:
+            yield folder, word
+
+
+def _unused_works(
+    stages: Pipeline, patterns: dict[str, str], works: list[tuple[Path, dict[str, Any]]], runs: Path, busy: set[str]
+) -> Iterator[Leftover]:
+    """Work on artefacts at this project's places; work of an experiment in a folder of its own is not judged here."""
+    known = {str(stages.root / stage.output) for stage in stages.stages}
+    places = {str((stages.root / pattern).parent) for pattern in patterns.values()}
+    for folder, word in works:
+        output = str(word["output"])
+        if output not in known | busy and str(Path(output).parent) in places:
+            state = folder / "state"
+            unfinished = state.is_dir() and any(state.iterdir())
+            what = f"{'unfinished work' if unfinished else 'records'} of {os.path.relpath(output, stages.root)}"
+            yield Leftover(folder, f"runs/{folder.relative_to(runs).as_posix()}", what)
+
+
+def _logs(stages: Pipeline, patterns: dict[str, str], runs: Path) -> Iterator[Leftover]:
+    """What attempt.sh and Snakemake keep by entry."""
+    known = {(stage.name, stage.entry or "all") for stage in stages.stages}
+    for kind, ending in (("logs", ".log"), ("benchmarks", ".tsv")):
+        for place in sorted((runs / kind).glob("*/*")):
+            entry = place.name if place.is_dir() else place.name.removesuffix(ending)
+            if place.parent.name in patterns and (place.parent.name, entry) not in known:
+                yield Leftover(place, f"runs/{place.relative_to(runs).as_posix()}", kind)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return body
