@@ -83,7 +83,7 @@ def test_previews_change_no_weight(
     tmp_path: Path, digits: Path, digits_reference: Path, teacher: Path, uninterrupted: dict[int, Path]
 ) -> None:
     command = arguments(tmp_path, digits, digits_reference, teacher)
-    shown = ["operation.preview.every=5", "operation.preview.each=1"]
+    shown = ["operation.preview.share=1", "operation.preview.every=5", "operation.preview.each=1"]
     here(*command, *shown, runs=tmp_path / "runs")
     made = {path.parent.name for path in (tmp_path / "runs").rglob("epoch_*.png")}
     assert made == {"step-00000005", "step-00000010"}

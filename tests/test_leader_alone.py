@@ -62,14 +62,15 @@ def test_ranks_that_do_not_see_the_same_states_say_so(tmp_path: Path, digits: Pa
 
 def test_a_preview_and_a_state_that_take_longer_than_a_collective_may(tmp_path: Path, digits: Path) -> None:
     training = {"teachers.teacher.training": {"iterations": 4, "batch": 16, "validate_every": 0, "accumulation": 2}}
-    slow = {"preview": {"every": 3}, "save_every": ALONE - 0.5, "log_every": 1, "timeout": LIMIT}
+    slow = {"preview": {"every": 3, "share": 1}, "save_every": ALONE - 0.5, "log_every": 1, "timeout": LIMIT}
     command = arguments(tmp_path, digits, "m", operation=slow, **training)
     done = over_two_ranks(tmp_path / "slow.py", SLOW.format(alone=ALONE), command, tmp_path / "runs")
     assert done.returncode == 0, done.stderr
     (work,) = (tmp_path / "runs" / "train").iterdir()
-    assert (work / "previews" / "step-00000003.png").exists()
+    (shown,) = (tmp_path / "runs" / "previews").iterdir()
+    assert (shown / "step-00000003.png").exists()
     for rank in (0, 1):
-        assert len(list((work / "previews" / "step-00000003").glob(f"epoch_0000_rank_{rank}_sample_*.png"))) == 20
+        assert len(list((shown / "step-00000003").glob(f"epoch_0000_rank_{rank}_sample_*.png"))) == 20
     assert (work / "saved.txt").read_text().split() == ["3"], "the preview made saving due, which took as long again"
 
     plain = arguments(tmp_path, digits, "plain", operation={"log_every": 1}, **training)

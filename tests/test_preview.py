@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +17,12 @@ import torch
 from PIL import Image
 
 from commands import can_mount, here, payload
+from pipestill import artifacts
 from pipestill.config import PreviewParams
 from pipestill.distributed import World
 from pipestill.errors import InputError
 from pipestill.networks.model import load_model
+from pipestill.previews import previews_of
 from pipestill.sampling import preview
 from pipestill.sampling.background import PictureWriter
 from pipestill.sampling.preview import Previews
@@ -46,7 +51,9 @@ with distributed.world(device="cpu") as whole:
 """
 
 
-def previews(model: Path, folder: Path, world: World, *, bad: int = -1, **params: object) -> Previews:
+def previews(
+    model: Path, folder: Path, world: World, *, bad: int = -1, updates: int = 40, **params: object
+) -> Previews:
     """Previews of a model artefact's weights; item `bad` raises whenever it is among those sampled."""
     loaded = load_model(model)
     made = Previews(
@@ -57,6 +64,7 @@ def previews(model: Path, folder: Path, world: World, *, bad: int = -1, **params
         folder=folder,
         tracker=Silent(),
         world=world,
+        updates=updates,
     )
     whole = made._pictures
 
@@ -153,13 +161,91 @@ def test_items_are_the_same_each_time_and_rows_are_the_classes_asked_for(tmp_pat
         previews(model, tmp_path, alone, classes=("nowt",))
 
 
-def test_updates_and_epochs(tmp_path: Path, model: Path) -> None:
+class Clock:
+    """Stands for the module `time`: it goes on when it is told to."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(preview, "time", clock)
+    return clock
+
+
+def walked(made: Previews, clock: Clock, updates: int, cost: float, epochs: Sequence[int] = ()) -> list[int]:
+    """The updates of 1/8 s each after which a training makes previews that take so long, as its loop decides."""
+    made_at: list[int] = []
+
+    def make(step: int, epoch: int) -> None:
+        clock.now += cost
+        made_at.append(step)
+
+    made._make = make  # type: ignore[method-assign]
+    affordable, seen = made.unlimited, epochs or [0] * (updates + 1)
+    for step in range(1, updates + 1):
+        clock.now += 1 / 8
+        if made.wanted(step, seen[step], seen[step - 1]) and affordable:
+            made.make(step, seen[step])
+        affordable = made.affordable()
+        assert made.seconds <= made._params.share * (clock.now - made._began)
+    return made_at
+
+
+def test_updates_and_epochs(tmp_path: Path, model: Path, clock: Clock) -> None:
     alone = World(0, 1, torch.device("cpu"))
-    by_updates = previews(model, tmp_path, alone, every=4)
-    assert [step for step in range(1, 13) if by_updates.due(step, 0, 0)] == [4, 8, 12]
-    by_epochs = previews(model, tmp_path, alone, every=2, unit="epochs")
+    by_updates = previews(model, tmp_path, alone, every=4, share=1)
+    assert walked(by_updates, clock, 12, 0.05) == [4, 8, 12]
+    by_epochs = previews(model, tmp_path, alone, every=2, unit="epochs", share=1)
     seen = [16 * step // 40 for step in range(21)]  # a batch of 16 of 40 images
-    assert [step for step in range(1, 21) if by_epochs.due(step, seen[step], seen[step - 1])] == [5, 10, 15, 20]
+    assert walked(by_epochs, clock, 20, 0.05, seen) == [5, 10, 15, 20]
+    by_default = previews(model, tmp_path, alone, share=1, updates=90)
+    assert walked(by_default, clock, 90, 0.01) == [*range(3, 91, 3)]
+
+
+def test_previews_take_at_most_their_share_of_the_time(tmp_path: Path, model: Path, clock: Clock) -> None:
+    """At 1/64 a preview of 0.25 s needs 16 s: 128 updates of 1/8 s for the first, 126 more with the one before."""
+    alone, params = World(0, 1, torch.device("cpu")), {"updates": 1000, "share": 1 / 64}
+    made = previews(model, tmp_path, alone, **params)
+    made._expected = 0.25
+    assert walked(made, clock, 1000, 0.25) == [*range(129, 1000, 126)]
+    wrong = previews(model, tmp_path, alone, **params)
+    wrong._expected = 0.0  # until the first has been measured
+    clock.now += 16
+    assert walked(wrong, clock, 1000, 0.25)[:2] == [25, 127]
+    seldom = previews(model, tmp_path, alone, every=400, **params)
+    seldom._expected = 0.25
+    assert walked(seldom, clock, 1000, 0.25) == [400, 800]
+    assert PreviewParams().share == 0.02
+
+
+def test_a_first_preview_is_estimated_by_one_evaluation(
+    tmp_path: Path, model: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """18 steps of Heun are 35 evaluations; six items are one batch. The estimate itself counts as spent."""
+    made = previews(model, tmp_path, World(0, 1, torch.device("cpu")))
+    network = made._denoiser.network.train()
+    whole, random = network.forward, torch.get_rng_state()
+
+    def forward(*words: Any, **named: Any) -> Any:
+        clock.now += 2.0
+        assert not network.training
+        return whole(*words, **named)
+
+    monkeypatch.setattr(network, "forward", forward)
+    clock.now += 3500.0
+    assert not made.affordable()
+    assert (made._expected, made.seconds) == (70.0, 2.0)
+    clock.now = 3599.0
+    assert not made.affordable()
+    clock.now = 3600.0
+    assert made.affordable()
+    assert network.training
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_everything_is_put_back_whatever_happens(
@@ -281,16 +367,28 @@ def test_a_training_goes_on_while_a_file_system_hangs_and_gives_the_same_weights
     """Opening a pipe that nobody reads hangs as a file system does whose server is gone."""
     runs = tmp_path / "runs"
     training = {"teachers.teacher.training": {"iterations": 6, "batch": 16, "validate_every": 0}}
-    shown = {"every": 2, "rows": 2, "each": 2}
-    here(*arguments(tmp_path, digits, "plain", **training), runs=tmp_path / "other")
+    shown = {"every": 2, "share": 1, "rows": 2, "each": 2}
+    here(
+        *arguments(tmp_path, digits, "plain", operation={"preview": {"share": 0}}, **training), runs=tmp_path / "other"
+    )
+    assert "previews: " not in capsys.readouterr().err
+    assert not (tmp_path / "other" / "previews").exists()
     here(*arguments(tmp_path, digits, "m", operation={"preview": shown}, **training), runs=runs)
-    (work,) = (runs / "train").iterdir()
+    (work,) = (runs / "previews").iterdir()
+    assert f"previews: {work}\n" in capsys.readouterr().err
     made = {path.relative_to(work) for path in work.rglob("*.png")}
     steps = ("step-00000002", "step-00000004", "step-00000006")
-    assert {path.parts[1] for path in made if path.name.startswith("epoch_0000_rank_0")} == set(steps)
+    assert {path.parts[0] for path in made if path.name.startswith("epoch_0000_rank_0")} == set(steps)
+    manifest = artifacts.read(tmp_path / "m", "model").manifest
+    assert previews_of(manifest.key, runs) == [work / f"{step}.png" for step in steps]
+    assert not any(name.endswith(".png") for name in manifest.files)
     assert payload(tmp_path / "m") == payload(tmp_path / "plain"), "previews change no weight"
+    (log,) = runs.glob("train/*/log.jsonl")
+    spent = [json.loads(line)["preview_seconds"] for line in log.read_text().splitlines() if "preview_seconds" in line]
+    assert len(spent) == 3
+    assert 0 < spent[0] < spent[1] < spent[2]
 
-    pipe = work / "previews" / steps[0] / f".epoch_0000_rank_0_sample_01.png.{os.getpid()}.partial"
+    pipe = work / steps[0] / f".epoch_0000_rank_0_sample_01.png.{os.getpid()}.partial"
     for path in work.rglob("*.png"):
         path.unlink()
     os.mkfifo(pipe)

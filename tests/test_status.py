@@ -15,6 +15,7 @@ from commands import Command, steps_logged, write_params
 from pipestill import pipeline, status
 from pipestill.commands import status as command
 from pipestill.errors import InputError
+from pipestill.previews import folder
 from workflow_project import Project, make_project
 
 UPDATES = 5000
@@ -95,6 +96,18 @@ def test_a_stage_on_another_machine_is_lost_when_it_has_been_silent(project: Pro
     assert row(project, tmp_path, "train@teacher").state == "running"
     write_word(tmp_path, output, time=time.time() - status.SILENT - 1)
     assert row(project, tmp_path, "train@teacher").state == "lost"
+
+
+def test_the_newest_preview_of_a_training_is_shown(project: Project, tmp_path: Path) -> None:
+    place = folder("teacher", "0123456789abcdef", tmp_path)
+    for step in (20, 140, 100):
+        (place / f"step-{step:08d}").mkdir(parents=True)
+        (place / f"step-{step:08d}.png").touch()
+    assert row(project, tmp_path, "train@teacher").preview is None
+    write_word(tmp_path, project.root / "artifacts/models/teacher", key="0123456789abcdef")
+    found = row(project, tmp_path, "train@teacher")
+    assert found.preview == str(tmp_path / "previews/teacher-01234567/step-00000140.png")
+    assert list(command.lines([found]))[1].split() == ["preview", found.preview]
 
 
 def test_an_attempt_that_failed_before_it_could_say_a_word(project: Project, tmp_path: Path) -> None:

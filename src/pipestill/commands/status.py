@@ -12,14 +12,15 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipestill import logs, pipeline, status
+from pipestill import artifacts, logs, pipeline, status
 from pipestill.arguments import seconds
 from pipestill.errors import InputError
 from pipestill.pipeline import Pipeline, Stage
+from pipestill.previews import previews_of
 from pipestill.standing import Standing
 from pipestill.work import runs_root
 
@@ -78,6 +79,7 @@ class Row:
     time: float | None = None  # Unix seconds of the last word
     why: str | None = None
     log: str | None = None
+    preview: str | None = None  # the newest picture of a training
 
 
 def look(stages: Pipeline, runs: Path) -> list[Row]:
@@ -85,7 +87,26 @@ def look(stages: Pipeline, runs: Path) -> list[Row]:
     standing = Standing(stages)
     said = _said(runs)
     current = {stage.address for stage in standing.current()}
-    return [_row(stage, stages, standing, said, current, runs) for stage in stages.stages]
+    rows = [_row(stage, stages, standing, said, current, runs) for stage in stages.stages]
+    return [
+        replace(row, preview=_preview(stage, stages, said, runs))
+        for row, stage in zip(rows, stages.stages, strict=True)
+    ]
+
+
+def _preview(stage: Stage, stages: Pipeline, said: dict[str, dict[str, Any]], runs: Path) -> str | None:
+    """The newest picture of the training that wrote last to the stage's output, or whose model is there."""
+    if stage.name not in ("train", "distill"):
+        return None
+    output = stages.root / stage.output
+    key = said.get(str(output), {}).get("key")
+    if key is None:
+        try:
+            key = artifacts.read(output, "model").manifest.key
+        except InputError:
+            return None
+    pictures = previews_of(key, runs)
+    return str(pictures[-1]) if pictures else None
 
 
 def _said(runs: Path) -> dict[str, dict[str, Any]]:
@@ -150,6 +171,8 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
         yield f"{row.stage:<{first}}  {row.state:<{second}}  {'; '.join(_parts(row))}".rstrip()
         if row.log is not None and row.state in ("failed", "lost"):
             yield f"{'':<{first}}  {'':<{second}}  see {row.log}"
+        if row.preview is not None:
+            yield f"{'':<{first}}  {'':<{second}}  preview {row.preview}"
     states = [row.state for row in rows]
     counts = {state: states.count(state) for state in dict.fromkeys(states)}
     yield f"{len(rows)} stages: " + ", ".join(f"{count} {state}" for state, count in counts.items())

@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 from pipestill.config.fields import (
     ClassChoice,
     Count,
+    Fraction,
     Name,
     Once,
     PathText,
@@ -97,7 +98,8 @@ class SamplingParams(Section):
 class PreviewParams(Section):
     """Pictures during a training, made by all ranks together; they change nothing of the training."""
 
-    every: Count = 0  # updates or epochs between previews; 0 switches them off
+    share: Fraction = 0.02  # of the training's time that previews may take; 0 switches them off, 1 is no limit
+    every: Count = 0  # updates or epochs between previews, as far as `share` allows; 0: 40 previews per training
     unit: Literal["updates", "epochs"] = "updates"
     classes: Annotated[tuple[ClassChoice, ...], Once] = ()  # by name or number, a row each; empty: up to `rows` of them
     rows: Positive = 10

@@ -33,6 +33,7 @@ class PictureWriter:
         self._queue: queue.SimpleQueue[tuple[str, Pictures] | None] = queue.SimpleQueue()
         self._writing: tuple[Path, float] | None = None  # the file and when it was begun
         self._named: Path | None = None  # the file that was named as hung
+        self.seconds = 0.0  # of processor time that encoding and writing have taken
         self._thread = threading.Thread(target=self._work, name="picture-writer", daemon=True)
         self._thread.start()
 
@@ -78,6 +79,7 @@ class PictureWriter:
                     failed.append(str(error))
                 finally:
                     self._writing = None
+                    self.seconds = time.thread_time()
             if failed:
                 others = f"; nor could {len(failed) - 1} others" if len(failed) > 1 else ""
                 say(f"{what}: {failed[0]}{others}; the training goes on")

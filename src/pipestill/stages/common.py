@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipestill import artifacts, config, started
+from pipestill import artifacts, config, previews, started
 from pipestill.arguments import count, minutes
 from pipestill.config import OperationParams, Params
 from pipestill.config.runs import RankedStage
@@ -153,9 +153,20 @@ def run_training(
     try:
         with ExitStack() as stack:
             preview = None
-            if operation.preview.every:
-                folder, params = work.folder / "previews", operation.preview
-                made = Previews(denoiser, card, training.ema, params, folder=folder, tracker=follow, world=world)
+            if operation.preview.share > 0:
+                folder = previews.folder(name, work.key)
+                if world.leader:
+                    say(f"previews: {folder}")
+                made = Previews(
+                    denoiser,
+                    card,
+                    training.ema,
+                    operation.preview,
+                    folder=folder,
+                    tracker=follow,
+                    world=world,
+                    updates=training.updates,
+                )
                 preview = stack.enter_context(made)
             return run(
                 training,

@@ -82,6 +82,7 @@ def run(
     pause = operation.save_every
     longest_save = longest_step = 0.0
     measured = first
+    affordable = preview is not None and preview.unlimited  # the leader's word after the update before
 
     def drifted(step: int, *, mend: bool) -> None:
         """Measures the ranks' averages, once after an update whatever asks for it."""
@@ -126,14 +127,18 @@ def run(
                 curves.mark(done, marked)
                 tracker.log(done, marked)
                 bar.advance(0, **marked)
-            if preview is not None and preview.due(done, training.epoch(done), training.epoch(step)):
+            if preview is not None and preview.wanted(done, training.epoch(done), training.epoch(step)) and affordable:
                 preview.make(done, training.epoch(done))
             if done == training.updates:
                 break
             longest_step = max(longest_step, time.monotonic() - last_step)
             last_step = time.monotonic()
             world.stop.margin = max(operation.margin, SAVES_IN_MARGIN * longest_save + longest_step)
-            stop, due = world.agree(world.stop.requested(), time.monotonic() - last_saved >= pause and world.leader)
+            stop, due, affordable = world.agree(
+                world.stop.requested(),
+                world.leader and time.monotonic() - last_saved >= pause,
+                world.leader and preview is not None and preview.affordable(),
+            )
             if stop or due:
                 save(done)
                 last_step = time.monotonic()
