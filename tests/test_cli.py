@@ -31,7 +31,7 @@ def test_a_reader_that_leaves_ends_it_quietly(arguments: tuple[str, ...]) -> Non
         (["config", "=3"], "'=3' names no parameter"),
         (["config", "--check", "params.yaml"], "params.yaml cannot be read (it is no text)"),
         (["dataset", "--output", "file/x", "data.path=photos"], "file is no folder"),
-        (["dataset", "--check", "photos", "--report", "file"], "file: File exists: name another place"),
+        (["dataset", "--check", "photos", "--report", "file"], "file is not a folder: choose another path"),
         (["train", "--name", "teacher", "--dataset", "x", "--output", "y", "--deadline-min", "-5"], "0 or more"),
         (["config", "experiment=own", "data.path=x", "data.resolution=33"], "and 33 pixels cannot be"),
         (["config", "data.labels=false"], "data.labels=false leaves no classes: take classifier out of"),

@@ -129,7 +129,7 @@ def test_reference_refuses_what_does_not_fit_and_touches_nothing(
     refused(attempt("reference.protocol.neighbours=30"), "neighbours=30", "at most 29")
     both = ("reference.protocol.kid_subset_size=31", "reference.protocol.neighbours=30")
     refused(attempt(*both), "kid_subset_size=31", "neighbours=30")  # everything at once
-    refused(attempt(dataset=output), f"{output} is a reference artefact")
+    refused(attempt(dataset=output), f"would replace {output}, an input of this command")
     unlabelled = make_dataset(tmp_path / "unlabelled", 120, classes=())
     refused(attempt(dataset=unlabelled), str(unlabelled), "no labels", "take classifier out of")
     assert contents(output, copy) == before

@@ -300,7 +300,7 @@ def test_places_that_are_none_of_a_watch_are_refused(
 
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("dear")
-    assert "holds other things" in refused(tmp_path / "other")
+    assert "holds files that do not belong to a table of evaluated checkpoints" in refused(tmp_path / "other")
     assert (tmp_path / "other" / "letter.txt").exists()
     assert "no training below" in refused(tmp_path / "new", tmp_path / "nowhere")
     (work,) = runs.glob("train/*/training.json")

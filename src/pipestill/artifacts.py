@@ -229,7 +229,7 @@ def check_place(path: Path, kind: str, inputs: Mapping[str, InputEntry]) -> None
     if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
         return
     try:
-        found = (path / MARK).read_text(encoding="utf-8").strip()
+        found = (path / MARK).read_text(encoding="utf-8").partition("\n")[0].strip()
     except OSError:
         raise InputError(
             f"{path} holds what pipestill did not make, and is left alone: name another --output"
@@ -261,15 +261,20 @@ def publish(staging: Path, final: Path, manifest: Manifest) -> Artifact:
         (staging / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         _sync_below(staging, [MARK, MANIFEST])
         final.parent.mkdir(parents=True, exist_ok=True)
-        if final.exists():
-            _exchange(staging, final)
-            shutil.rmtree(staging)
-        else:
-            os.rename(staging, final)
-        _fsync(final.parent)
+        put_in_place(staging, final)
     except OSError as error:
         raise SurroundingsError(f"{final} could not be written: {error.strerror or error}") from error
     return Artifact(final, manifest)
+
+
+def put_in_place(staging: Path, final: Path) -> None:
+    """Renames a finished folder to `final` in one step; a folder that is there is exchanged, then removed."""
+    if final.exists():
+        _exchange(staging, final)
+        shutil.rmtree(staging)
+    else:
+        os.rename(staging, final)
+    _fsync(final.parent)
 
 
 def _sync_below(folder: Path, names: Sequence[str]) -> None:

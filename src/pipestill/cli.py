@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from pipestill import __version__, launch, logs, slurm, started, surroundings
+from pipestill import __version__, launch, logs, outputs, slurm, started, surroundings
 from pipestill.arguments import GRAMMAR, Parser
 from pipestill.errors import InputError, PipestillError, Stopped, SurroundingsError, denied, nearest
 from pipestill.stopping import STOPPED
@@ -160,6 +160,8 @@ def _stages() -> tuple[str, ...]:
 def run(module: ModuleType, parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[int, str]:
     """Parses and runs; a stage that wants several ranks is launched again under torchrun's agent."""
     options = parser.parse_args(arguments)
+    if not launch.is_rank():
+        outputs.check_options(parser, options)
     deadline = getattr(options, "deadline_min", None)
     if deadline is not None and "PIPESTILL_DEADLINE" not in os.environ:
         import time

@@ -15,11 +15,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipestill import config, digests
+from pipestill import config, digests, outputs
 from pipestill.config import Override, Params
 from pipestill.errors import InputError, nearest
 from pipestill.explain import unknown
-from pipestill.work import write_atomic
 
 DIGEST = "# digest of what follows: "
 MISSING = "???"  # Hydra's word for a value that is still to be given
@@ -227,8 +226,10 @@ def experiment_of(text: str) -> str | None:
 def write(path: Path, text: str, *, force: bool = False) -> bool:
     """Writes a parameter file and returns whether it changed.
 
-    Raises InputError where edits would be lost, or the file's experiment, which the new command does not name.
+    Raises InputError if `path` holds anything but parameters, if edits would be lost, and if the new command does not
+    name the file's experiment.
     """
+    outputs.PARAMETERS.check(path)
     if path.exists():
         old = path.read_text(encoding="utf-8")
         if old == text:
@@ -241,5 +242,5 @@ def write(path: Path, text: str, *, force: bool = False) -> bool:
                 f"{path} is of {before}, and pipestill config composes anew each time: repeat {before} with all that "
                 "belongs to it, edit the file, or say --force"
             )
-    write_atomic(path, text)
+    outputs.write_file(path, outputs.PARAMETERS, text)
     return True

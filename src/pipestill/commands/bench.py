@@ -14,9 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipestill import outputs
 from pipestill.arguments import count, counts
 from pipestill.errors import InputError, PipestillError, SurroundingsError
 from pipestill.launch import Spread, start
+from pipestill.outputs import Written
 from pipestill.progress import say
 from pipestill.stages.common import add_common, entry, load_params
 from pipestill.stopping import handlers_kept
@@ -34,9 +36,15 @@ SCALINGS = ("strong", "weak")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common(parser, output=False, name="which entry of `teachers`")
+    add_common(parser, name="which entry of `teachers`")
     parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="dataset artefact")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the page and its figures")
+    parser.add_argument(
+        "--output",
+        type=Written(outputs.MEASUREMENTS),
+        required=True,
+        metavar="DIR",
+        help="folder for the page and its figures",
+    )
     parser.add_argument("--ranks", type=counts, default="1,2", metavar="N,N", help="numbers of ranks (default: 1,2)")
     parser.add_argument("--updates", type=count, default=20, metavar="N", help="updates a round, of five")
     parser.add_argument("--measure", choices=SCALINGS, help=argparse.SUPPRESS)  # what the ranks of one group are told
@@ -120,7 +128,6 @@ def _device(kind: str) -> str:
 
 def _write(options: argparse.Namespace, params: Params, teacher: TeacherParams, rows: list[dict[str, Any]]) -> None:
     from pipestill.reporting import scaling
-    from pipestill.work import write_atomic
 
     body = {
         "name": options.name,
@@ -133,8 +140,9 @@ def _write(options: argparse.Namespace, params: Params, teacher: TeacherParams, 
         "updates": options.updates,
         "rows": rows,
     }
-    write_atomic(options.output / "measurements.json", json.dumps(body, indent=1) + "\n")
-    write_atomic(options.output / "index.html", scaling.render(body))
+    with outputs.new_folder(options.output, outputs.MEASUREMENTS) as staging:
+        (staging / "measurements.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        (staging / "index.html").write_text(scaling.render(body), encoding="utf-8")
     for line in scaling.words(rows):
         say(line)
     print(options.output / "index.html")

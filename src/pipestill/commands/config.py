@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipestill import config, configure
+from pipestill import config, configure, outputs
 from pipestill.config import Params
+from pipestill.outputs import Kind, Written
 from pipestill.progress import say
 
 EXAMPLES = """\
@@ -21,13 +22,20 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="GROUP=CHOICE, or a parameter (see below)")
-    parser.add_argument("--output", type=Path, default=Path("params.yaml"), metavar="FILE", help="what to write")
+    parser.add_argument(
+        "--output", type=Written(_output), default=Path("params.yaml"), metavar="FILE", help="what to write"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite edits that this command did not make")
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--print", action="store_true", help="print instead of writing")
     other.add_argument("--check", action="store_true", help="check the file as it is, and write nothing")
     other.add_argument("--schema", action="store_true", help="print the JSON schema of params.yaml")
     other.add_argument("--docs", action="store_true", help="print the table of all parameters as Markdown")
+
+
+def _output(options: argparse.Namespace) -> Kind | None:
+    only_read = options.print or options.check or options.schema or options.docs
+    return None if only_read else outputs.PARAMETERS
 
 
 def main(options: argparse.Namespace) -> None:

@@ -20,10 +20,9 @@ import lmdb
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipestill import artifacts
+from pipestill import artifacts, outputs
 from pipestill.artifacts import Artifact
 from pipestill.errors import InputError, SurroundingsError
-from pipestill.modes import follow_umask
 from pipestill.progress import Bar
 from pipestill.userfiles import NotAFile
 
@@ -299,7 +298,7 @@ def _key(number: int) -> bytes:
 def export_dmd2(dataset: Dataset, indices: NDArray[np.int64], path: Path) -> None:
     """Writes images and labels in DMD2's layout: `images_{i}_data` (uint8 CHW), `labels_{i}_data` (int64), shapes.
 
-    Written beside its place and renamed. Raises InputError where the dataset has no labels.
+    Raises InputError if the dataset has no labels, and if `path` is there and was not written by this function.
     """
     if not dataset.classes:
         raise InputError(f"{dataset.artifact.path} has no labels, and DMD2's layout holds one for each image")
@@ -315,14 +314,7 @@ def export_dmd2(dataset: Dataset, indices: NDArray[np.int64], path: Path) -> Non
         for key, i in keys:
             yield key.replace(b"images", b"labels"), dataset.labels[indices[i]].tobytes()
         yield b"labels_shape", f"{count}".encode()
+        yield b"made_by", outputs.MADE_BY.encode()
 
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_lmdb(partial, pairs(), values=2 * count + 2, value_bytes=max(dataset.layout.image_bytes, 64))
-        follow_umask(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise SurroundingsError(f"{path} could not be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with outputs.new_file(path, outputs.LMDB) as partial:
+        write_lmdb(partial, pairs(), values=2 * count + 3, value_bytes=max(dataset.layout.image_bytes, 64))

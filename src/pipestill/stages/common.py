@@ -15,6 +15,7 @@ from pipestill.config import OperationParams, Params
 from pipestill.config.runs import RankedStage
 from pipestill.errors import InputError
 from pipestill.launch import CONTAINER, Spread
+from pipestill.outputs import ArtifactKind, Written
 from pipestill.progress import say
 from pipestill.work import open_work
 
@@ -28,12 +29,17 @@ if TYPE_CHECKING:
     from pipestill.work import Work
 
 
-def add_common(parser: argparse.ArgumentParser, *, output: bool = True, name: str | None = None) -> None:
-    """Adds the shared arguments; `name` describes the entry (teacher, student, run) that the stage works on."""
+def add_common(parser: argparse.ArgumentParser, *, makes: str | None = None, name: str | None = None) -> None:
+    """Adds the shared arguments.
+
+    `makes` is the kind of artefact that goes to --output, None if the stage has options of its own for what it writes;
+    `name` describes the entry (teacher, student, run) that the stage works on.
+    """
     if name:
         parser.add_argument("--name", required=True, metavar="NAME", help=name)
-    if output:
-        parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the artefact goes")
+    if makes is not None:
+        kind = Written(ArtifactKind(makes))
+        parser.add_argument("--output", type=kind, required=True, metavar="DIR", help="where the artefact goes")
     parser.add_argument(
         "--params", type=Path, metavar="FILE", help="parameter file (default: params.yaml, else the packaged one)"
     )

@@ -7,16 +7,17 @@ Nothing in the file is run. Class names are those of the dataset, in its order: 
 from __future__ import annotations
 
 import argparse
+import zipfile
 from pathlib import Path
 
-from pipestill import artifacts
+from pipestill import artifacts, outputs
 from pipestill.artifacts import Artifact
 from pipestill.config import ConvertParams
 from pipestill.errors import InputError
-from pipestill.modes import follow_umask
+from pipestill.outputs import ArtifactKind, Written
 from pipestill.progress import say
 from pipestill.stages import common
-from pipestill.work import open_work, writing
+from pipestill.work import open_work
 
 VERSION = 1
 EXAMPLES = """
@@ -26,11 +27,16 @@ EXAMPLES = """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    common.add_common(parser, output=False)
+    common.add_common(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--output", type=Path, metavar="DIR", help="where the model artefact goes")
     what.add_argument(
-        "--to-edm", type=Path, metavar="FILE", help="write the weights of --model there (.safetensors or .pt)"
+        "--output", type=Written(ArtifactKind("model")), metavar="DIR", help="where the model artefact goes"
+    )
+    what.add_argument(
+        "--to-edm",
+        type=Written(outputs.EDM_WEIGHTS),
+        metavar="FILE",
+        help="write the weights of --model there (.safetensors or .pt)",
     )
     parser.add_argument("--name", metavar="NAME", help="the entry of `converted`")
     parser.add_argument("--input", type=Path, metavar="DIR", help="the fetched files")
@@ -118,7 +124,10 @@ def _check_fit(layout: object, resolution: int, channels: int, classes: int, pat
 
 
 def to_edm(model: Path, file: Path, *, weights: str = "ema") -> None:
-    """Writes a model's weights in EDM's names, as EDMPrecond's state dict has them. Raises InputError."""
+    """Writes a model's weights in EDM's names, as EDMPrecond's state dict has them.
+
+    Raises InputError for a model of another architecture, and if `file` is there and was not written by this function.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -128,10 +137,13 @@ def to_edm(model: Path, file: Path, *, weights: str = "ema") -> None:
     loaded = load_model(model, weights="raw" if weights == "raw" else "ema")
     layout = adm.layout_of(loaded.unet, str(model))
     tensors = {f"model.{name}": tensor for name, tensor in adm.to_edm(loaded.unet.state_dict(), layout).items()}
-    with writing(file):
+    outputs.require_apart("--to-edm", file, [model])
+    with outputs.new_file(file, outputs.EDM_WEIGHTS) as partial:
         if file.suffix == ".safetensors":
-            save_file(tensors, file)
+            save_file(tensors, partial, metadata={"made_by": outputs.MADE_BY})
         else:
-            torch.save(tensors, file)
-        follow_umask(file)
+            with partial.open("wb") as stream:  # given a path, torch would write its name into the file
+                torch.save(tensors, stream)
+            with zipfile.ZipFile(partial, "a") as archive:
+                archive.comment = outputs.MADE_BY.encode()
     say(f"{file}: {len(tensors)} tensors")

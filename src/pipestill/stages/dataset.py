@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipestill import outputs
 from pipestill.config import DataParams, contradictions
 from pipestill.data.complaints import line
 from pipestill.errors import InputError
+from pipestill.outputs import ArtifactKind, Written
 from pipestill.progress import say
 from pipestill.stages import common
 from pipestill.stopping import StopRequest
@@ -40,12 +42,21 @@ EXAMPLES = """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    common.add_common(parser, output=False)
+    common.add_common(parser)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--output", type=Path, metavar="DIR", help="build the dataset artefact there")
+    what.add_argument(
+        "--output", type=Written(ArtifactKind("dataset")), metavar="DIR", help="build the dataset artefact there"
+    )
     what.add_argument("--check", metavar="DIR", help="validate the images there (instead of data.path) and stop")
-    what.add_argument("--export-lmdb", type=Path, metavar="FILE", help="write --dataset in DMD2's layout")
-    parser.add_argument("--report", type=Path, metavar="DIR", help="with --check: write report.json and .html there")
+    what.add_argument(
+        "--export-lmdb", type=Written(outputs.LMDB), metavar="FILE", help="write --dataset in DMD2's layout"
+    )
+    parser.add_argument(
+        "--report",
+        type=Written(outputs.DATA_REPORT),
+        metavar="DIR",
+        help="with --check: write report.json and .html there",
+    )
     parser.add_argument("--dataset", type=Path, metavar="DIR", help="with --export-lmdb: the dataset artefact")
     parser.add_argument("--part", choices=("train", "validation", "test"), help="with --export-lmdb: only this part")
     common.add_deadline(parser)
@@ -83,6 +94,9 @@ def build(data: DataParams, output: Path, *, workers: int = 1, stop: StopRequest
     from pipestill.data.store import Layout, write_dataset
     from pipestill.data.transforms import Form
 
+    outputs.require_apart("--output", output, [Path(data.path)])
+    if output.resolve().is_relative_to(Path(data.path).resolve()):
+        raise InputError(f"--output {output} lies among the images of {data.path}: choose a path elsewhere")
     source, form = open_source(data), Form.of(data)
     with open_work(
         kind="dataset",
@@ -138,13 +152,13 @@ def check(
 
     source = open_source(data)
     if report is not None and report.resolve().is_relative_to(Path(data.path).resolve()):
-        raise InputError(f"--report {report} lies among the images of {data.path}: name a folder elsewhere")
+        raise InputError(f"--report {report} lies among the images of {data.path}: choose a path elsewhere")
     with scratch("check") as folder:
         ingested = ingest(source, Form.of(data), folder, workers=workers, stop=stop)
         kept, _, found = _examined(source, ingested, data)
         if report is not None:
-            report.mkdir(parents=True, exist_ok=True)
-            _write_report(report, found, source, ingested, kept)
+            with outputs.new_folder(report, outputs.DATA_REPORT) as staging:
+                _write_report(staging, found, source, ingested, kept)
     say(
         f"{data.path} as data.format={data.format} resolution={data.resolution} color={data.color} "
         f"transform={data.transform} filter={data.filter}: {summarised(found)}"
@@ -162,6 +176,8 @@ def export(dataset: Path | None, file: Path, part: str | None = None) -> None:
     if dataset is None:
         raise InputError("--export-lmdb needs --dataset DIR: the dataset artefact to export")
     opened = open_dataset(dataset)
+    source = opened.artifact.manifest.parameters.get("path", dataset)
+    outputs.require_apart("--export-lmdb", file, [dataset, Path(source)])
     indices = np.arange(len(opened)) if part is None else opened.split[part]
     export_dmd2(opened, indices, file)
     say(f"{file}: {len(indices)} images in DMD2's layout")

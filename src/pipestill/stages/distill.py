@@ -46,7 +46,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common(parser, name="which entry of `distillation.students`")
+    add_common(parser, makes="model", name="which entry of `distillation.students`")
     parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="dataset artefact")
     parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="reference artefact")
     parser.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="the teacher's model artefact")

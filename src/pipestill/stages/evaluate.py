@@ -12,14 +12,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipestill import artifacts
+from pipestill import artifacts, outputs
 from pipestill.config import EvaluationParams, OperationParams
 from pipestill.errors import InputError
 from pipestill.launch import Spread
+from pipestill.outputs import ArtifactKind, Kind, Written
 from pipestill.progress import say
 from pipestill.stages.common import add_common, add_launch, entry, load_params, spread_of, work_over_ranks
 from pipestill.stages.watch import watch
-from pipestill.work import read_record, write_atomic
+from pipestill.work import read_record
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
@@ -41,6 +42,9 @@ EXAMPLES = """\
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(parser, name="the run, for messages")
+    parser.add_argument(
+        "--output", type=Written(_output), required=True, metavar="DIR", help="where the artefact or table goes"
+    )
     of = parser.add_mutually_exclusive_group(required=True)
     of.add_argument("--samples", type=Path, metavar="DIR", help="samples artefact")
     of.add_argument(
@@ -50,10 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="evaluate the saved states of the training whose --output this is, as they appear, into one table",
     )
     parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="reference artefact")
-    parser.add_argument("--metrics", type=Path, metavar="FILE", help="copy with timings, for people and DVC")
+    parser.add_argument(
+        "--metrics", type=Written(outputs.METRICS), metavar="FILE", help="copy with timings, for people and DVC"
+    )
     parser.add_argument("--by", metavar="FIGURE", help="with --watch: the best state is the one whose figure is lowest")
     parser.add_argument("--dataset", type=Path, metavar="DIR", help="with --watch: dataset artefact, for plan=data")
     add_launch(parser)
+
+
+def _output(options: argparse.Namespace) -> Kind:
+    return outputs.WATCH if options.watch is not None else ArtifactKind("evaluation")
 
 
 def spread(options: argparse.Namespace) -> Spread:
@@ -103,6 +113,8 @@ def evaluate(
 
     Raises InputError where samples and reference do not fit, and Stopped.
     """
+    if metrics is not None:
+        outputs.METRICS.check(metrics)
     sampled = artifacts.read(samples, "samples")
     inputs = {"samples": sampled.as_input, "reference": artifacts.read(reference, "reference").as_input}
     with work_over_ranks(
@@ -225,7 +237,7 @@ def _write_metrics(path: Path, artifact: Artifact, seconds_per_image: float | No
             before = {}
         if before | {"seconds_per_image": None} == body | {"seconds_per_image": None}:
             seconds_per_image = before["seconds_per_image"]
-    write_atomic(path, _json(body | {"seconds_per_image": seconds_per_image}))
+    outputs.write_file(path, outputs.METRICS, _json(body | {"seconds_per_image": seconds_per_image}))
 
 
 def _json(body: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ EXAMPLES = """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    common.add_common(parser, name="the entry of `examples`")
+    common.add_common(parser, makes="images", name="the entry of `examples`")
 
 
 def main(options: argparse.Namespace) -> int:

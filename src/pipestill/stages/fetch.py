@@ -29,7 +29,7 @@ EXAMPLES = """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    common.add_common(parser, name="the entry of `fetched`")
+    common.add_common(parser, makes="files", name="the entry of `fetched`")
     parser.add_argument(
         "--from", dest="inbox", type=Path, metavar="DIR", help="take the files from there (default: inputs/NAME)"
     )

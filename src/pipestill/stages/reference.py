@@ -11,13 +11,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipestill import artifacts
+from pipestill import artifacts, outputs
 from pipestill.config import OperationParams, ReferenceParams
 from pipestill.errors import InputError
 from pipestill.launch import Spread
+from pipestill.outputs import Written
 from pipestill.progress import say
 from pipestill.stages.common import add_common, add_launch, load_params, spread_of, work_over_ranks
-from pipestill.work import write_atomic, writing
+from pipestill.work import writing
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact, InputEntry
@@ -33,9 +34,11 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common(parser)
+    add_common(parser, makes="reference")
     parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="dataset artefact")
-    parser.add_argument("--metrics", type=Path, metavar="FILE", help="copy of the floor's figures, for people and DVC")
+    parser.add_argument(
+        "--metrics", type=Written(outputs.FLOOR), metavar="FILE", help="copy of the floor's figures, for people and DVC"
+    )
     add_launch(parser)
 
 
@@ -66,6 +69,8 @@ def build_reference(
 
     Raises InputError where parameters and data do not fit or a weights file is missing, and Stopped.
     """
+    if metrics is not None:
+        outputs.FLOOR.check(metrics)
     source = artifacts.read(dataset, "dataset")
     inputs = {"dataset": source.as_input} | _outside(params)
     with work_over_ranks(
@@ -87,7 +92,7 @@ def build_reference(
             from pipestill.evaluation.reference import FLOOR
 
             floors = json.loads(artifact.file(FLOOR).read_text(encoding="utf-8"))
-            write_atomic(metrics, _floor_metrics(floors))
+            outputs.write_file(metrics, outputs.FLOOR, _floor_metrics(floors))
         return artifact
 
 

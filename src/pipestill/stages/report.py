@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipestill.config import Params
 from pipestill.errors import InputError
+from pipestill.outputs import ArtifactKind, Written
 from pipestill.progress import say
 from pipestill.stages.common import add_common, load_params
 from pipestill.work import open_work, read_record
@@ -37,8 +38,8 @@ FOLDERS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common(parser, output=False)
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where the artefact goes")
+    add_common(parser)
+    parser.add_argument("--output", type=Written(ArtifactKind("report")), metavar="DIR", help="where the artefact goes")
     for name, text in FOLDERS.items():
         parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=text)
     parser.add_argument("--tuned", type=Path, metavar="DIR", help="folder with tuned artefacts, for the provenance")

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipestill import artifacts
+from pipestill import artifacts, outputs
 from pipestill.config import OperationParams, RunParams
 from pipestill.errors import InputError
 from pipestill.launch import Spread
+from pipestill.outputs import Written
 from pipestill.progress import Bar, say
 from pipestill.stages.common import add_common, add_launch, entry, load_params, spread_of, work_over_ranks
 from pipestill.work import read_record, writing
@@ -43,7 +44,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common(parser, name="which entry of `sampling.runs`")
+    add_common(parser, makes="samples", name="which entry of `sampling.runs`")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="model artefact")
     parser.add_argument(
         "--sigmas", type=Path, metavar="DIR", help="tuned artefact, for a run whose sigmas are tuned; else the model"
@@ -53,7 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--extractors", type=Path, metavar="DIR", help="reference artefact that measures a run with store=features"
     )
     parser.add_argument(
-        "--png", type=Path, metavar="DIR", help="also write each image as a PNG, a folder for each class"
+        "--png",
+        type=Written(outputs.PNGS),
+        metavar="DIR",
+        help="also write each image as a PNG, a folder for each class",
     )
     add_launch(parser)
 
@@ -95,6 +99,8 @@ def sample(
     `extractors` is the reference whose extractors measure the images of a run with store=features.
     Raises InputError (model and run do not fit), SurroundingsError (NaN, full disk, lost rank) and Stopped.
     """
+    if png is not None:
+        outputs.PNGS.check(png)
     source = artifacts.read(model, "model")
     inputs = {"model": source.as_input}
     tuned = None
@@ -299,17 +305,21 @@ def _repeat(labels: NDArray[np.int64], times: int) -> NDArray[np.int64]:
 
 
 def write_pngs(samples: Path, folder: Path) -> None:
-    """Writes each image of a samples artefact as `folder/<class>/seed<s>-<item>.png` (no class: `folder/...`)."""
+    """Writes each image of a samples artefact as `folder/<class>/seed<s>-<item>.png` (no class: `folder/...`).
+
+    Replaces what an earlier call wrote there. Raises InputError if `folder` holds anything else.
+    """
     from pipestill.sampling.pictures import png_bytes
     from pipestill.sampling.store import open_samples
 
     source = open_samples(samples)
     bar = Bar("png", source.count, unit="images")
-    for number in range(source.count):
-        seed, item = source.seeds[number // source.images_per_seed], number % source.images_per_seed
-        label = int(source.labels[number])
-        place = folder if label < 0 else folder / source.index["classes"][label].replace("/", "-")
-        place.mkdir(parents=True, exist_ok=True)
-        (place / f"seed{seed}-{item:06d}.png").write_bytes(png_bytes(source.images(number, number + 1)[0]))
-        bar.advance()
+    with outputs.new_folder(folder, outputs.PNGS) as staging:
+        for number in range(source.count):
+            seed, item = source.seeds[number // source.images_per_seed], number % source.images_per_seed
+            label = int(source.labels[number])
+            place = staging if label < 0 else staging / source.index["classes"][label].replace("/", "-")
+            place.mkdir(exist_ok=True)
+            (place / f"seed{seed}-{item:06d}.png").write_bytes(png_bytes(source.images(number, number + 1)[0]))
+            bar.advance()
     bar.close()

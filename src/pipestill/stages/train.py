@@ -46,7 +46,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common(parser, name="which entry of `teachers`")
+    add_common(parser, makes="model", name="which entry of `teachers`")
     parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="dataset artefact")
     parser.add_argument("--start", type=Path, metavar="DIR", help="where the model is that `start` names")
     add_launch(parser)

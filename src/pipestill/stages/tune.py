@@ -32,7 +32,7 @@ EXAMPLES = """\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_common(parser, name="which entry of `tune`")
+    add_common(parser, makes="tuned", name="which entry of `tune`")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="model artefact")
     parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="reference artefact")
     add_deadline(parser)

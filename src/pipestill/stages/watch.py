@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipestill import artifacts, digests
+from pipestill import artifacts, digests, outputs
 from pipestill.artifacts import Manifest
 from pipestill.config import OperationParams, RunParams
 from pipestill.errors import InputError, Stopped, nearest
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pipestill.training.following import Description
 
 VERSION = 1
-TABLE, SETTINGS, BEST, PENDING = "checkpoints.csv", "watch.json", "best", "pending"
+TABLE, SETTINGS, BEST, PENDING = "checkpoints.csv", outputs.WATCH.file, "best", "pending"
 PUBLISHED = "published"  # the training's model, once that is there
 EVALUATED, PRUNED, UNREADABLE, NOT_FINITE = "evaluated", "pruned", "unreadable", "not finite"
 POLL = 1.0  # seconds between looks
@@ -216,11 +216,9 @@ class Table:
         self._folder, self._told, self._output, self._figure = folder, told, output, str(settings["by"])
         self._rows: dict[str, dict[str, Any]] = {}
         wanted = json.dumps(settings, indent=1, sort_keys=True) + "\n"
-        if (output / SETTINGS).exists():
-            if (output / SETTINGS).read_text(encoding="utf-8") != wanted:
-                raise InputError(f"{output} is of another training, run, reference or --by: name another folder")
-        elif output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir()):
-            raise InputError(f"{output} holds other things: name another folder")
+        outputs.WATCH.check(output)
+        if (output / SETTINGS).exists() and (output / SETTINGS).read_text(encoding="utf-8") != wanted:
+            raise InputError(f"{output} is of another training, run, reference or --by: name another folder")
         write_atomic(output / SETTINGS, wanted)
         if (output / TABLE).exists():
             with (output / TABLE).open(newline="", encoding="utf-8") as file:
