@@ -114,7 +114,7 @@ def test_the_notebooks_lines_run_as_they_stand(tmp_path: Path) -> None:
     model = make_model(tmp_path / "artifacts/models/student-4", native=STUDENT).path
     run = RunParams(model="m", sigmas="models/m", images=100, seeds=(0,))
     wanted = stored(run, model)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/pipeline.md").read_text(), re.DOTALL)
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/pipeline.md").read_text(), re.DOTALL)[0]
     threads = torch.get_num_threads()
     names: dict[str, object] = {}
     try:
@@ -137,22 +137,30 @@ def test_an_exported_model_samples_the_same_and_says_what_it_is(tmp_path: Path) 
     words = ["export", "--model", str(model), "--output", "out", "--licence", "CC-BY-4.0", "--samples", "samples"]
     assert cli.main(words) == 0
     assert sorted(path.name for path in Path("out").iterdir()) == [
+        ".pipestill",
         "README.md",
         "model.json",
         "model_index.json",
         "pictures",
+        "pipeline.py",
         "unet",
     ]
     assert (loaded(Path("out"))(num_images=4, output_type="uint8").images == wanted).all()
     text = Path("out/README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
-    assert front["license_name"] == "CC-BY-4.0"
+    assert front["license"] == "cc-by-4.0"
+    assert "license_name" not in front
     assert front["library_name"] == "diffusers"
     assert "A student of 4 steps (euler, sigma 8 to 0.05), distilled by DMD2 for images of 8×8 pixels" in text
     assert artifacts.read(model, "model").manifest.payload in text
     assert "![samples](pictures/samples.png)" in text
     assert Path("out/pictures/samples.png").read_bytes() == Path("samples/grid.png").read_bytes()
-    assert cli.main(words) == 2  # what is there is left alone
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    assert cli.main(words) == 0  # an earlier export is replaced
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+    Path("out/README.md").write_text("mine")
+    assert cli.main(words) == 2
+    assert Path("out/README.md").read_text() == "mine"
 
 
 def test_nothing_is_exported_without_a_licence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +183,9 @@ def test_pictures_of_other_weights_and_of_one_name_are_refused(tmp_path: Path) -
         export(model, Path("out"), licence='x"\nlicense: mit', metrics=[], samples=[])
     export(model, Path('o"ut'), licence='a "name"', metrics=[], samples=[])
     text = Path('o"ut/README.md').read_text()
-    assert yaml.safe_load(text.split("---")[1])["license_name"] == 'a "name"'
+    front = yaml.safe_load(text.split("---")[1])
+    assert (front["license"], front["license_name"], front["license_link"]) == ("other", "a-name", "LICENSE.md")
+    assert Path('o"ut/LICENSE.md').read_text() == '# Licence\na "name"\n'
     compile(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], "card", "exec")
     assert not list(Path().glob(".*partial"))
 
@@ -216,6 +226,8 @@ def test_licences_of_fetched_files_are_taken_over_or_asked_for(tmp_path: Path, l
         return
     export(model, Path("out"), licence="CC-BY-NC-SA-4.0", metrics=[], samples=[])
     text = Path("out/README.md").read_text()
+    assert yaml.safe_load(text.split("---")[1])["license"] == "other"  # of which the fetched file's is a part
+    assert f"- {licence}\n" in Path("out/LICENSE.md").read_text()
     assert f"- {licence}\n" in text
     files[0]["path"] = "edm.pkl"
     fetch(FetchParams(files=files, licence="Public domain"), Path("artifacts/fetched/aaa"), inbox=Path("inputs/aaa"))

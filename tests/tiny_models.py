@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from pipestill.artifacts import Artifact, Manifest, describe_files, publish
-from pipestill.config import EdmParams, NetworkParams
+from pipestill.config import AnyDenoiserParams, EdmParams, NetworkParams
 from pipestill.networks.model import ModelCard, NativeSchedule, save_model
 from pipestill.networks.unet import build_unet
 
@@ -25,6 +25,7 @@ def make_model(
     resolution: int = 8,
     channels: int = 1,
     sigma_data: float = 0.5,
+    denoiser: AnyDenoiserParams | None = None,
 ) -> Artifact:
     """Publishes a model artefact; with `native` it is a student, `broken` puts a NaN into its last bias."""
     with torch.random.fork_rng():
@@ -39,7 +40,7 @@ def make_model(
         channels=channels,
         classes=classes,
         unconditional_branch=unconditional and bool(classes),
-        denoiser=EdmParams(sigma_data=sigma_data).plain(),
+        denoiser=(denoiser or EdmParams(sigma_data=sigma_data)).plain(),
         native=native,
     )
     staging = path.with_name(f".{path.name}.partial")

@@ -5,7 +5,10 @@ Pure functions of manifests and metrics to Markdown.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,9 +19,11 @@ from pipestill.artifacts import LICENCE
 from pipestill.errors import InputError
 from pipestill.networks.model import ModelCard
 from pipestill.reporting import figures
+from pipestill.reporting.example import Example
+from pipestill.reporting.licences import Terms
 from pipestill.tracing import OUTSIDE, Link
 
-EXAMPLE_LABELS = 8
+NEEDED = ("torch", "diffusers", "safetensors", "numpy", "pillow")  # by an exported folder
 
 
 def imposed_licences(chain: Link) -> list[str]:
@@ -53,10 +58,16 @@ def model_card(
     chain: Link,
     *,
     licence: str,
+    terms: Terms,
     metrics: Mapping[str, Mapping[str, Any]],
     pictures: Sequence[tuple[str, str]],
+    example: Example,
+    own_network: bool,
 ) -> str:
-    """README.md of an exported model; `metrics` by run, `pictures` as (file, caption). Raises InputError."""
+    """README.md of an exported model; `metrics` by run, `pictures` as (file, caption). Raises InputError.
+
+    `own_network` says that the folder brings the network's class.
+    """
     imposed = imposed_licences(chain)
     environment = Environment(
         loader=PackageLoader("pipestill.reporting"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -66,9 +77,11 @@ def model_card(
         name=name,
         card=card,
         noise=figures.noise_of(asdict(card)),
-        guided=card.unconditional_branch and card.native is not None,
-        labels=list(card.classes[:EXAMPLE_LABELS]),
+        example=example,
+        own_network=own_network,
+        requirements=_requirements(),
         licence=licence,
+        terms=terms,
         imposed=imposed,
         unknown=[link.name for link in chain.walk() if link.artifact is None],
         table=_table(metrics),
@@ -77,6 +90,13 @@ def model_card(
         stage=chain.artifact.manifest.stage,
         links=[(link.name, link.entry.kind, link.entry.payload, _made_by(link)) for link in chain.walk()],
     )
+
+
+def _requirements() -> list[str]:
+    """What an exported folder needs, in the versions that this package needs."""
+    stated = importlib.metadata.requires("pipestill") or []
+    named = {re.split(r"[^a-z-]", line)[0]: line.partition(";")[0].strip() for line in stated}
+    return [shlex.quote(named.get(name, name)) for name in NEEDED]
 
 
 def _made_by(link: Link) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipestill.classes import by_name
-from pipestill.config import RunParams, denoiser_params
+from pipestill.config import ChurnParams, RunParams, denoiser_params
 from pipestill.errors import InputError
 from pipestill.modes import follow_umask
 from pipestill.networks.model import ModelCard, card_of, load_unet, wrap
@@ -56,9 +56,8 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         """
         if not (Path(folder) / "model_index.json").is_file():
             raise InputError(f"{folder} is no model folder: it has no model_index.json")
-        unet = load_unet(Path(folder) / "unet", **keywords).eval()
-        loaded: PixelPipeline = super().from_pretrained(folder, unet=unet, **keywords)
-        return loaded
+        index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
+        return cls(load_unet(Path(folder) / "unet", **keywords).eval(), index["card"])
 
     def save_pretrained(self, save_directory: str | Path, **keywords: Any) -> None:
         """Writes a folder that `from_pretrained` loads."""
@@ -82,8 +81,14 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         generator: torch.Generator | int = 0,
         *,
         num_images: int | None = None,
-        sampler: Literal["native", "euler", "heun", "2m", "renoise", "ddpm"] | None = None,
+        sampler: Literal["native", "euler", "heun", "heun-churn", "2m", "renoise", "ddpm", "ddim-linear-alpha"]
+        | None = None,
         spacing: Literal["karras", "trailing", "leading", "linspace"] | None = None,
+        sigma_max: float | None = None,
+        sigma_min: float | None = None,
+        rho: float = 7.0,
+        churn: Mapping[str, float] | None = None,
+        clip: bool = False,
         output_type: Literal["pil", "np", "pt", "uint8"] = "pil",
         micro_batch: int = 64,
         precision: Literal["fp32", "bf16"] = "fp32",
@@ -91,10 +96,10 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         """Samples one image for each class label (by index or name), or `num_images` of all classes in turn.
 
         `generator` gives the seed, a generator its initial one: pictures belong to (seed, place), so that no generator
-        is advanced. A teacher is sampled by Heun's method unless `sampler` and `spacing` (as runs have them) say
-        otherwise, from pure noise where it was trained for that. `guidance_scale` w means
-        uncond + w·(cond - uncond), 1 none. `output_type`: `pil`; `np` float32 [N, H, W, C] and `pt` [N, C, H, W] in
-        [0, 1]; `uint8` as stored by `pipestill sample`, [N, H, W, C].
+        is advanced. A teacher is sampled by Heun's method, from pure noise if it was trained for that, unless `sampler`
+        and `spacing` say otherwise; these, `sigma_max`, `sigma_min`, `rho`, `churn` and `clip` are those of a run.
+        `guidance_scale` w means uncond + w·(cond - uncond), 1 none. `output_type`: `pil`; `np` float32 [N, H, W, C] and
+        `pt` [N, C, H, W] in [0, 1]; `uint8` as stored by `pipestill sample`, [N, H, W, C].
 
         Raises InputError: an unknown class, steps other than a student's own, guidance without an unconditional branch.
         """
@@ -106,7 +111,7 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         steps = num_inference_steps or (None if chosen == "native" else TEACHERS_STEPS)
         denoiser = wrap(self.unet, denoiser_params(card.denoiser), torch.bfloat16 if precision == "bf16" else None)
         own: Literal["trailing", "karras"] = "karras"
-        if math.isinf(denoiser.sigma_max) and chosen != "native":
+        if math.isinf(denoiser.sigma_max) and chosen != "native" and sigma_max is None:
             own = "trailing"
         unlabelled = not card.classes or bool((labels == UNCONDITIONAL).all())
         run = RunParams(
@@ -115,6 +120,11 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
             sampler=chosen,
             steps=steps,
             spacing=spacing or own,
+            sigma_max=sigma_max,
+            sigma_min=sigma_min,
+            rho=rho,
+            churn=None if churn is None else ChurnParams(**churn),
+            clip=clip,
             guidance=guidance_scale,
             plan="none" if unlabelled else "balanced",
         )
