@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pipestill import cli
+from pipestill import cli, running
 from pipestill.arguments import Parser
 from pipestill.errors import InputError
 
 
-def parser_of(name: str) -> argparse.ArgumentParser:
-    package = "stages" if name in cli._stages() else "commands"
-    return cli._parser(name, importlib.import_module(f"pipestill.{package}.{name}"))
+def parser_of(name: str) -> Parser:
+    return running.parser_of(name, running.module_of(name))
 
 
 def typed() -> Iterator[tuple[str, str]]:
@@ -74,3 +73,16 @@ def test_help_shows_the_grammar_of_overrides() -> None:
     assert "KEY=VALUE sets a parameter" in parser_of("sample").format_help()
     assert "KEY=VALUE" not in parser_of("doctor").format_help()
     assert isinstance(parser_of("doctor"), Parser)
+
+
+def test_help_of_the_whole_imports_nothing_else() -> None:
+    script = (
+        "import sys; from pipestill import cli; sys.stdout = open('/dev/null', 'w', encoding='utf-8')\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "print(*sorted(name for name in sys.modules if name.startswith('pipestill')), file=sys.stderr)\n"
+        "print(*({'torch', 'numpy', 'pydantic', 'yaml', 'tqdm', 'ctypes'} & sys.modules.keys()), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, check=True)
+    own, foreign = done.stderr.split("\n")[:2]
+    assert own.split() == ["pipestill", "pipestill.cli", "pipestill.errors", "pipestill.surroundings"]
+    assert foreign == ""

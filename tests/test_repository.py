@@ -168,7 +168,7 @@ def test_the_readme_tells_of_every_stage() -> None:
 
     text = (ROOT / "README.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
-    assert tuple(rows) == cli._stages()
+    assert tuple(rows) == cli.stages()
 
 
 def commands_of(page: str) -> list[list[str]]:

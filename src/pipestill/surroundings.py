@@ -5,13 +5,9 @@ It changes this process's environment variables, which processes that it starts 
 
 from __future__ import annotations
 
-import getpass
 import os
 import sys
 from pathlib import Path
-
-from pipestill import launch
-from pipestill.work import runs_root
 
 OF_RANKS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 OF_RANKS_BEGIN = ("LOCAL_", "GROUP_", "ROLE_")  # RANK, WORLD_SIZE, NAME
@@ -35,6 +31,11 @@ def prepare() -> None:
     No file of the working folder stands in for a module of the standard library. What is left of another program's
     ranks makes no rank. A user ID without a name (`docker --user`) gets one, and a home folder to keep caches in.
     """
+    import getpass
+
+    from pipestill import launch
+    from pipestill.work import runs_root
+
     os.environ["PYTHONSAFEPATH"] = "1"
     if not launch.is_rank():
         left = [f"{begin}{name}" for begin in OF_RANKS_BEGIN for name in ("RANK", "WORLD_SIZE", "NAME")]
