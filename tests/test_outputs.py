@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -50,8 +49,7 @@ READ = {
 
 
 def parser_of(command: str) -> argparse.ArgumentParser:
-    package = "stages" if command in cli._stages() else "commands"
-    return cli._parser(command, importlib.import_module(f"pipestill.{package}.{command}"))
+    return running.parser_of(command, running.module_of(command))
 
 
 def path_options() -> Iterator[tuple[str, argparse.Action]]:
