@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipestill import cli, running
+from pipestill import cli, outputs, running
 from pipestill.arguments import Parser
 from pipestill.errors import InputError
 
@@ -21,7 +21,7 @@ def parser_of(name: str) -> Parser:
 def typed() -> Iterator[tuple[str, str]]:
     for name in cli.COMMANDS:
         for action in parser_of(name)._actions:
-            if action.type not in (None, str, Path):
+            if action.type not in (None, str, Path) and action.metavar not in outputs.PATHS:
                 yield name, action.option_strings[-1]
 
 

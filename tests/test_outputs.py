@@ -16,7 +16,7 @@ from commands import here
 from edm_files import TINY, random_tensors
 from evaluation_artifacts import make_dataset, make_samples, publish_dataset
 from images import class_folders, noise
-from pipestill import artifacts, cli, configure, outputs
+from pipestill import artifacts, cli, configure, outputs, running
 from pipestill.artifacts import MARK, Manifest, describe_files
 from pipestill.errors import InputError, SurroundingsError
 from pipestill.networks import adm
