@@ -23,6 +23,7 @@ GONE = {
     "runs/distill/0123456789abcdef",
     "runs/logs/distill/student-4",
     "runs/logs/distill/student-4.log",
+    "runs/previews/student-4-01234567",
     "runs/benchmarks/sample/student-4.tsv",
 }
 
@@ -49,6 +50,9 @@ def project(tiny: Project, tmp_path: Path) -> Project:
     for name in ("distill/student-4/20260101T000000-1.log", "distill/student-4.log", "train/teacher.log"):
         (project.root / "runs/logs" / name).parent.mkdir(parents=True, exist_ok=True)
         (project.root / "runs/logs" / name).write_text("words\n")
+    for name in ("student-4-01234567", "teacher-aaaa4567"):
+        (project.root / "runs/previews" / name).mkdir(parents=True)
+        (project.root / "runs/previews" / name / "step-00000010.png").write_bytes(b"picture")
     (project.root / "runs/benchmarks/sample").mkdir(parents=True)
     (project.root / "runs/benchmarks/sample/student-4.tsv").write_text("s\n1\n")
     return project
@@ -114,7 +118,8 @@ def test_it_asks_on_a_terminal(project: Project, monkeypatch: pytest.MonkeyPatch
 def test_what_is_being_written_is_left_alone(project: Project) -> None:
     leave(project, "distill", "cccc456789abcdef", "artifacts/models/student-4", "running")
     names = {item.name for item in leftovers.find(pipeline.load(project.root), project.root / "runs")}
-    assert names == GONE - {"artifacts/models/student-4", "runs/distill/0123456789abcdef"}
+    writing = {"artifacts/models/student-4", "runs/distill/0123456789abcdef", "runs/previews/student-4-01234567"}
+    assert names == GONE - writing
 
 
 def test_sizes_are_readable() -> None:

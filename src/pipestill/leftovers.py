@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipestill import pipeline, status
+from pipestill import pipeline, previews, status
 from pipestill.artifacts import MARK
 from pipestill.pipeline import Pipeline
 from pipestill.work import RECORD
@@ -78,8 +78,11 @@ def _unused_works(
         if output not in known | busy and str(Path(output).parent) in places:
             state = folder / "state"
             unfinished = state.is_dir() and any(state.iterdir())
-            what = f"{'unfinished work' if unfinished else 'records'} of {os.path.relpath(output, stages.root)}"
+            model = os.path.relpath(output, stages.root)
+            what = f"{'unfinished work' if unfinished else 'records'} of {model}"
             yield Leftover(folder, f"runs/{folder.relative_to(runs).as_posix()}", what)
+            for pictures in previews.folders(folder.name, runs):
+                yield Leftover(pictures, f"runs/{pictures.relative_to(runs).as_posix()}", f"previews of {model}")
 
 
 def _logs(stages: Pipeline, patterns: dict[str, str], runs: Path) -> Iterator[Leftover]:

@@ -17,6 +17,11 @@ def folder(name: str, key: str, runs: Path | None = None) -> Path:
     return (runs or runs_root()) / "previews" / f"{name}-{key[:DIGITS]}"
 
 
+def folders(key: str, runs: Path | None = None) -> list[Path]:
+    """The folders with previews of a work, whatever its entry is called."""
+    return sorted((runs or runs_root()).glob(f"previews/*-{key[:DIGITS]}"))
+
+
 def previews_of(key: str, runs: Path | None = None) -> list[Path]:
     """The grids that a training on this machine has left, oldest first, by the key of its work (`manifest.key`)."""
-    return sorted((runs or runs_root()).glob(f"previews/*-{key[:DIGITS]}/step-*.png"))
+    return sorted(picture for folder in folders(key, runs) for picture in folder.glob("step-*.png"))
