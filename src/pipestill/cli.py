@@ -35,6 +35,7 @@ COMMANDS = {
     "clean": "delete or archive what params.yaml no longer refers to",
     "trace": "print the chain from a figure back to the images",
     "status": "which stages are done, running, stopped, and how far they are",
+    "completion": "print a completion script for bash, zsh or fish",
     "doctor": "check this installation and this project",
 }
 LIGHT = (
@@ -46,6 +47,7 @@ LIGHT = (
     "trace",
     "status",
     "doctor",
+    "completion",
     "report",
     "example",
     "fetch",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipestill.errors import InputError, Stopped, SurroundingsError
-from pipestill.progress import Bar, say
+from pipestill.progress import Bar, warn
 from pipestill.stopping import StopRequest
 
 CHUNK = 1 << 20  # bytes
@@ -71,7 +71,7 @@ def insist(attempt: Callable[[], Answer], what: str, stop: StopRequest | None) -
             failures, pause = (1, FIRST_PAUSE) if broken.progressed else (failures + 1, pause)
             if failures >= TRIES:
                 raise SurroundingsError(f"{what} cannot be had ({broken})") from None
-            say(f"{what}: {broken}; trying again in {pause:.0f} s")
+            warn(f"{what}: {broken}; trying again in {pause:.0f} s")
             _wait(pause, what, stop)
             pause *= 2
 

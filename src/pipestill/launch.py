@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 from pipestill import logs, slurm, status
 from pipestill.errors import InputError, Stopped, SurroundingsError
-from pipestill.progress import say
+from pipestill.progress import warn
 from pipestill.stopping import STOP_SIGNALS, handlers_kept
 from pipestill.work import runs_root, scratch, write_atomic
 
@@ -147,7 +147,7 @@ def _start(spread: Spread, argv: Sequence[str]) -> tuple[int, str]:
         )
     if job.nodes < nodes:
         fewer = ranks // nodes * job.nodes
-        say(f"job {job.number} has {job.nodes} of {nodes} nodes: {fewer} of {ranks} ranks share the same batches")
+        warn(f"job {job.number} has {job.nodes} of {nodes} nodes: {fewer} of {ranks} ranks share the same batches")
         argv, ranks, nodes = [*argv, "--ranks", str(fewer), "--nodes", str(job.nodes)], fewer, job.nodes
         if nodes == 1:
             return _start(Spread(ranks, nodes, spread.image), argv)

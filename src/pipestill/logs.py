@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipestill.status import LOG
+from pipestill.terminal import coloured
 
 WRONG = "PIPESTILL_WRONG"  # variable: the file in which attempt.sh wants to find what is wrong with an input
 
@@ -55,7 +56,7 @@ def say_outcome(line: str, *, wrong: bool) -> None:
         with suppress(OSError):
             Path(os.environ[WRONG]).write_text(f"{line}\n", encoding="utf-8")
             return
-    print(line, file=sys.stderr)
+    print(coloured(line, "red", sys.stderr), file=sys.stderr)
 
 
 def keep_own(rank: int) -> None:

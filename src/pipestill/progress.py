@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from pipestill.terminal import coloured
+
 Item = TypeVar("Item")
+QUIET = "PIPESTILL_QUIET"  # variable: set, only warnings and errors are printed
 LINE_EVERY = 5.0  # seconds between lines where no terminal is
 
 
@@ -29,11 +34,12 @@ class Bar:
 
     def __init__(self, label: str, total: int, *, done: int = 0, unit: str = "it", show: bool = True) -> None:
         self._label, self._total, self._unit, self._show = label, total, unit, show
+        self._prints = show and not is_quiet()
         self._done = self._first = done
         self._started = self._last_line = time.monotonic()
         self._figures = ""
         self._bar = None
-        if show and sys.stderr.isatty():
+        if self._prints and sys.stderr.isatty():
             self._bar = tqdm(
                 desc=label, total=total, initial=done, unit=unit, unit_scale=unit == "B", dynamic_ncols=True
             )
@@ -48,13 +54,13 @@ class Bar:
         if self._bar is not None:
             self._bar.set_postfix_str(self._figures, refresh=False)
             self._bar.update(count)
-        elif self._show and time.monotonic() - self._last_line >= LINE_EVERY:
+        elif self._prints and time.monotonic() - self._last_line >= LINE_EVERY:
             self._line()
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._show:
+        elif self._prints:
             self._line()
 
     def _rate(self) -> float:
@@ -98,5 +104,29 @@ def track(items: Iterable[Item], label: str, total: int, *, unit: str = "it", sh
 
 
 def say(message: str) -> None:
-    """One plain line for a person, on standard error."""
-    print(message, file=sys.stderr, flush=True)
+    """One plain line for a person, on standard error; --quiet leaves it out."""
+    if not is_quiet():
+        print(message, file=sys.stderr, flush=True)
+
+
+def warn(message: str) -> None:
+    """As `say`, for what a person has to know: --quiet prints it too."""
+    print(coloured(message, "yellow", sys.stderr), file=sys.stderr, flush=True)
+
+
+def is_quiet() -> bool:
+    """Whether only warnings and errors are printed."""
+    return bool(os.environ.get(QUIET))
+
+
+@contextmanager
+def quiet(wanted: bool) -> Iterator[None]:
+    """Prints only warnings and errors within, in this process and those that it starts."""
+    before = os.environ.get(QUIET)
+    if wanted:
+        os.environ[QUIET] = "1"
+    try:
+        yield
+    finally:
+        if wanted and before is None:
+            del os.environ[QUIET]

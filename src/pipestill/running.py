@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import importlib
 import os
@@ -13,9 +14,10 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from pipestill import cli, launch, logs, outputs, slurm, started, surroundings
+from pipestill import cli, launch, logs, outputs, project, slurm, started, surroundings
 from pipestill.arguments import GRAMMAR, Parser
 from pipestill.errors import InputError, PipestillError, Stopped, SurroundingsError, denied
+from pipestill.progress import quiet
 from pipestill.stopping import STOPPED
 
 MISPLACED = (FileExistsError, NotADirectoryError, IsADirectoryError)
@@ -82,8 +84,22 @@ def _reader_left() -> bool:
 
 
 def _run(module: ModuleType, parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[int, str]:
-    """Parses and runs; a stage that wants several ranks is launched again under torchrun's agent."""
+    """Parses and runs, at the project's root."""
     options = parser.parse_args(arguments)
+    stood = project.here()
+    root = project.root_of(stood)
+    options.stood = stood
+    if root != stood:
+        project.from_root(parser, options, stood, root)
+        arguments = project.words_of(parser, options)
+    with contextlib.chdir(root), quiet(options.quiet):
+        return _run_at_root(module, parser, options, arguments)
+
+
+def _run_at_root(
+    module: ModuleType, parser: argparse.ArgumentParser, options: argparse.Namespace, arguments: list[str]
+) -> tuple[int, str]:
+    """A stage that wants several ranks is launched again under torchrun's agent."""
     if not launch.is_rank():
         outputs.check_options(parser, options)
     deadline = getattr(options, "deadline_min", None)
@@ -109,6 +125,12 @@ def module_of(name: str) -> ModuleType:
     return importlib.import_module(f"pipestill.{'stages' if name in cli.stages() else 'commands'}.{name}")
 
 
+def add_arguments(parser: argparse.ArgumentParser, module: ModuleType) -> None:
+    """Adds a subcommand's own arguments, and those of every subcommand."""
+    module.add_arguments(parser)
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only warnings and errors")
+
+
 def parser_of(name: str, module: ModuleType) -> Parser:
     """The parser of a subcommand."""
     parser = Parser(
@@ -116,7 +138,7 @@ def parser_of(name: str, module: ModuleType) -> Parser:
         description=(module.__doc__ or cli.COMMANDS[name]).strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    module.add_arguments(parser)
+    add_arguments(parser, module)
     grammar = f"\n{GRAMMAR}" if any(action.dest == "overrides" for action in parser._actions) else ""
     parser.epilog = f"examples:\n{module.EXAMPLES.rstrip()}\n{grammar}\n{cli.EXIT_CODES}"
     return parser

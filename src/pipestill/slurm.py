@@ -14,7 +14,7 @@ from datetime import datetime
 
 from pipestill import status
 from pipestill.errors import SurroundingsError
-from pipestill.progress import say
+from pipestill.progress import warn
 from pipestill.stopping import JOB_END
 
 ANSWER = 30  # seconds in which the controller has to answer
@@ -58,7 +58,7 @@ def note_job() -> None:
     try:
         job = current_job()
     except SurroundingsError as error:
-        say(f"{error}: its time limit is not known, so none is heeded")
+        warn(f"{error}: its time limit is not known, so none is heeded")
         return
     if job is not None and job.end is not None:
         os.environ.setdefault(JOB_END, str(job.end))

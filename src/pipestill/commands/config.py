@@ -9,10 +9,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipestill import config, configure, outputs
+from pipestill import config, configure, outputs, project
 from pipestill.config import Params
 from pipestill.outputs import Kind, Written
-from pipestill.progress import say
+from pipestill.progress import say, warn
 
 EXAMPLES = """\
   pipestill config experiment=digits
@@ -39,6 +39,7 @@ def _output(options: argparse.Namespace) -> Kind | None:
 
 
 def main(options: argparse.Namespace) -> None:
+    shown = project.shown(options.output, options.stood)
     if options.schema:
         print(configure.schema(), end="")
     elif options.docs:
@@ -47,7 +48,7 @@ def main(options: argparse.Namespace) -> None:
         print(parameter_docs.page(), end="")
     elif options.check:
         config.load(options.output, options.overrides, whole=True)
-        say(f"{options.output} is in order")
+        say(f"{shown} is in order")
     else:
         params = configure.compose(options.overrides)
         text = configure.render(params, options.overrides)
@@ -55,12 +56,12 @@ def main(options: argparse.Namespace) -> None:
             print(text, end="")
             return
         if configure.write(options.output, text, force=options.force):
-            say(f"wrote {options.output}: {_summary(params)}")
+            say(f"wrote {shown}: {_summary(params)}")
         else:
-            say(f"{options.output} says this already: {_summary(params)}")
+            say(f"{shown} says this already: {_summary(params)}")
         made = any(params.data.path.startswith(f"data/{name}") for name in params.examples)
         if not made and not Path(params.data.path).exists():
-            say(f"data.path={params.data.path} is not there yet")
+            warn(f"data.path={params.data.path} is not there yet")
 
 
 def _summary(params: Params) -> str:

@@ -17,13 +17,16 @@ from typing import NamedTuple
 
 from pipestill import __version__, artifacts, config, configure, pipeline
 from pipestill.errors import PipestillError, SurroundingsError
+from pipestill.progress import is_quiet
 from pipestill.standing import Standing, open_any
+from pipestill.terminal import coloured
 from pipestill.work import runs_root
 
 EXAMPLES = """\
   pipestill doctor
   pipestill doctor --quick
 """
+COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 GIGABYTE = 1024**3
 EXTRAS = {
     "workflow": "snakemake and dvc repro",
@@ -65,7 +68,8 @@ def main(options: argparse.Namespace) -> None:
     failed = 0
     for check in checks:
         for line in check():
-            print(f"{line.state:<4}  {line.text}", flush=True)
+            if line.state != "ok" or not is_quiet():
+                print(f"{coloured(f'{line.state:<4}', COLOURS[line.state], sys.stdout)}  {line.text}", flush=True)
             failed += line.state == "fail"
     if failed:
         raise SurroundingsError(f"{failed} {'check' if failed == 1 else 'checks'} failed: see above")

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from pipestill import pipeline, tools
-from pipestill.progress import say
+from pipestill.progress import say, warn
 from pipestill.standing import Standing
 
 EXAMPLES = """\
@@ -43,12 +43,12 @@ def record(stages: pipeline.Pipeline, *, dry_run: bool = False) -> list[str]:
         if problem is None:
             sound.append(stage.address)
         else:
-            say(f"not recorded: {stage.address}: {problem}")
+            warn(f"not recorded: {stage.address}: {problem}")
     new = tools.unrecorded(stages.root, sound)
     standing.examine(new)
     for stage in stages.stages:
         if stage.address in new and standing.problem(stage) is not None:
-            say(f"not recorded: {stage.address}: {standing.problem(stage)}")
+            warn(f"not recorded: {stage.address}: {standing.problem(stage)}")
             new.remove(stage.address)
     if new and not dry_run:
         tools.commit(stages, new)

@@ -29,7 +29,7 @@ def main(options: argparse.Namespace) -> int:
     # all attempts are one run: none may go on with parameters that were edited meanwhile
     kept = {started.PARAMS: str(started.keep(FILE.read_text(encoding="utf-8")))} if FILE.is_file() else {}
     for attempt in range(1, options.attempts + 1):
-        code, stopped = tools.dvc_repro(Path.cwd(), options.rest, kept)
+        code, stopped = tools.dvc_repro(Path.cwd(), [*options.rest, *(["--quiet"] if options.quiet else [])], kept)
         if code == 0:
             return 0
         if not stopped:

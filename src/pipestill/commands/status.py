@@ -22,6 +22,7 @@ from pipestill.errors import InputError
 from pipestill.pipeline import Pipeline, Stage
 from pipestill.previews import previews_of
 from pipestill.standing import Standing
+from pipestill.terminal import coloured
 from pipestill.work import runs_root
 
 EXAMPLES = """\
@@ -30,6 +31,7 @@ EXAMPLES = """\
   pipestill status --benchmarks
   pipestill status --json | jq '.[] | select(.state == "failed")'
 """
+COLOURS = {"done": "green", "running": "blue", "stopped": "yellow", "lost": "red", "failed": "red"}
 NAMED = 3  # stages that another waits for are named, the others are counted
 FUTILE = 2  # attempts in a row that saved nothing, after which attempt.sh makes no further ones
 
@@ -168,7 +170,8 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
     """The table for a terminal, and a last line that counts."""
     first, second = max(len(row.stage) for row in rows), max(len(row.state) for row in rows)
     for row in rows:
-        yield f"{row.stage:<{first}}  {row.state:<{second}}  {'; '.join(_parts(row))}".rstrip()
+        state = coloured(f"{row.state:<{second}}", COLOURS.get(row.state), sys.stdout)
+        yield f"{row.stage:<{first}}  {state}  {'; '.join(_parts(row))}".rstrip()
         if row.log is not None and row.state in ("failed", "lost"):
             yield f"{'':<{first}}  {'':<{second}}  see {row.log}"
         if row.preview is not None:

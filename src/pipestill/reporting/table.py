@@ -12,7 +12,7 @@ from typing import Any
 
 from pipestill import config
 from pipestill.errors import InputError
-from pipestill.progress import say
+from pipestill.progress import warn
 from pipestill.reporting import figures
 
 FLOOR = "floor"
@@ -33,7 +33,7 @@ def columns(folder: Path) -> list[tuple[str, list[str]]]:
     """
     others = strays(folder)
     if others:
-        say(f"left out, for params.yaml does not name them: {', '.join(file.stem for file in others)}")
+        warn(f"left out, for params.yaml does not name them: {', '.join(file.stem for file in others)}")
     runs = {file.stem: _read(file) for file in sorted(folder.glob("*.json")) if file not in others}
     if not runs:
         which = " of the runs that params.yaml names" if others else ""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipestill.errors import SurroundingsError
-from pipestill.progress import say
+from pipestill.progress import warn
 from pipestill.sampling.pictures import save_png
 
 WAITING = 4  # sets of pictures that may wait to be written
@@ -40,10 +40,10 @@ class PictureWriter:
     def put(self, what: str, pictures: Pictures) -> bool:
         """Hands over pictures, which `what` calls by name in messages; False where they are left out."""
         if self._hung():
-            say(f"{what}: not written, for the file system still hangs")
+            warn(f"{what}: not written, for the file system still hangs")
             return False
         if self._queue.qsize() >= WAITING:
-            say(f"{what}: not written, for the file system is too slow: {WAITING} others wait")
+            warn(f"{what}: not written, for the file system is too slow: {WAITING} others wait")
             return False
         self._queue.put((what, pictures))
         return True
@@ -61,7 +61,7 @@ class PictureWriter:
             return False
         if writing[0] != self._named:
             self._named = writing[0]
-            say(
+            warn(
                 f"{writing[0]} has been written for more than {self._patience:g} s: does its file system hang? "
                 "The training goes on without pictures until it answers"
             )
@@ -82,4 +82,4 @@ class PictureWriter:
                     self.seconds = time.thread_time()
             if failed:
                 others = f"; nor could {len(failed) - 1} others" if len(failed) > 1 else ""
-                say(f"{what}: {failed[0]}{others}; the training goes on")
+                warn(f"{what}: {failed[0]}{others}; the training goes on")

@@ -27,7 +27,7 @@ from pipestill.diffusion.samplers import SAMPLERS
 from pipestill.diffusion.schedules import karras
 from pipestill.distributed import World
 from pipestill.networks.model import ModelCard
-from pipestill.progress import say
+from pipestill.progress import say, warn
 from pipestill.sampling.background import PictureWriter
 from pipestill.sampling.items import sample_items, to_uint8
 from pipestill.sampling.pictures import grid, pick_classes
@@ -195,7 +195,7 @@ class Previews:
                 for first in range(self._own.start, self._own.stop, BATCH):
                     found |= self._made(list(range(first, min(first + BATCH, self._own.stop))), what)
         except Exception as error:  # no room for the averaged weights
-            say(f"{what} failed ({_words(error)}): the training goes on")
+            warn(f"{what} failed ({_words(error)}): the training goes on")
         return found
 
     def _made(self, items: list[int], what: str) -> dict[int, Picture]:
@@ -205,7 +205,7 @@ class Previews:
         except Exception as error:
             reason = _words(error)
         if len(items) == 1:
-            say(f"{what}: item {items[0]} failed ({reason}): the others go on")
+            warn(f"{what}: item {items[0]} failed ({reason}): the others go on")
             return {}
         return {item: picture for one in items for item, picture in self._made([one], what).items()}
 

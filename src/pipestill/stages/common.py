@@ -14,10 +14,12 @@ from pipestill.arguments import count, minutes
 from pipestill.config import OperationParams, Params
 from pipestill.config.runs import RankedStage
 from pipestill.errors import InputError
-from pipestill.launch import CONTAINER, Spread
+from pipestill.launch import CONTAINER, Spread, is_rank
 from pipestill.outputs import ArtifactKind, Written
-from pipestill.progress import say
+from pipestill.progress import say, warn
 from pipestill.work import open_work
+
+DEFAULT = "experiment=digits"  # that of conf/config.yaml
 
 if TYPE_CHECKING:
     from pipestill.artifacts import InputEntry
@@ -73,8 +75,21 @@ def load_params(options: argparse.Namespace, *needs: str) -> Params:
     if options.params is None and path == started.FILE and not path.exists():
         from pipestill import configure
 
+        _say_packaged(options)
         return configure.compose(options.overrides, whole=whole, needs=needs)
     return config.load(path, options.overrides, whole=whole)
+
+
+def _say_packaged(options: argparse.Namespace) -> None:
+    """Says once for a command, and not on every rank, that no file of the user's decides its parameters."""
+    if is_rank() or getattr(options, "said_packaged", False):
+        return
+    options.said_packaged = True
+    named = [word for word in options.overrides if word.startswith("experiment=")]
+    say(
+        f"no params.yaml in {Path.cwd()} or above: using the packaged parameters ({(named or [DEFAULT])[-1]}); "
+        "write your own with pipestill config"
+    )
 
 
 def spread_of(options: argparse.Namespace, stage: RankedStage) -> Spread:
@@ -153,7 +168,7 @@ def run_training(
     if world.leader:
         following.describe(work, name, training.updates, card, denoiser.network)
         for warning in training.warnings:
-            say(f"warning: {name}: {warning}")
+            warn(f"warning: {name}: {warning}")
         say(f"follow it with: pipestill evaluate --watch {work.output} (its states: {work.folder})")
     follow = open_trackers(operation.trackers, work.folder, name, work.parameters) if world.leader else Silent()
     try:

@@ -17,7 +17,7 @@ from pipestill.config import DataParams, contradictions
 from pipestill.data.complaints import line
 from pipestill.errors import InputError
 from pipestill.outputs import ArtifactKind, Written
-from pipestill.progress import say
+from pipestill.progress import say, warn
 from pipestill.stages import common
 from pipestill.stopping import StopRequest
 from pipestill.userfiles import escaped
@@ -77,7 +77,7 @@ def main(options: argparse.Namespace) -> int:
             found = check(data, report=options.report, workers=workers, stop=stop)
             refused = misfits(params.reference, found["parts"], labelled=params.data.labels, where=options.check)
             for line in refused or list(contradictions(params))[:1]:
-                say(f"the stages that follow would refuse this: {line}")
+                warn(f"the stages that follow would refuse this: {line}")
             return 2 if found["bad"]["count"] else 0
         build(params.data, options.output, workers=workers, stop=stop)
     return 0
@@ -260,9 +260,9 @@ def _refusal(report: dict[str, Any], data: DataParams, page: Path) -> str:
 def _print_faults(report: dict[str, Any]) -> None:
     faults = report["bad"]["faults"]
     for fault in faults[:PRINTED]:
-        say(f"  {line(fault)}")
+        warn(f"  {line(fault)}")
     if len(faults) > PRINTED:
-        say(f"  and {len(faults) - PRINTED} other faults: see the report")
+        warn(f"  and {len(faults) - PRINTED} other faults: see the report")
 
 
 def _blocks(pixels: NDArray[np.uint8], kept: NDArray[np.int64], size: int) -> Iterator[NDArray[np.uint8]]:

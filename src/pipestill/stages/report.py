@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pipestill.config import Params
 from pipestill.errors import InputError
 from pipestill.outputs import ArtifactKind, Written
-from pipestill.progress import say
+from pipestill.progress import say, warn
 from pipestill.stages.common import add_common, load_params
 from pipestill.work import open_work, read_record
 
@@ -84,7 +84,7 @@ def report(
 
     sources = finder.find(params, places, partial=partial)
     for name, reason in sources.left_out.items():
-        say(f"left out: {name} ({reason})")
+        warn(f"left out: {name} ({reason})")
     parameters = params.report.plain()
     if sources.left_out:
         parameters["left_out"] = sorted(sources.left_out)  # a partial report is another piece of work

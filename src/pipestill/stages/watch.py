@@ -22,7 +22,7 @@ from pipestill import artifacts, digests, outputs
 from pipestill.artifacts import Manifest
 from pipestill.config import OperationParams, RunParams
 from pipestill.errors import InputError, Stopped, nearest
-from pipestill.progress import say
+from pipestill.progress import say, warn
 from pipestill.work import locked, write_atomic
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _weights(task: str, output: Path, told: Description) -> dict[str, Tensor] | 
             return published
         return load_average(output / PENDING / f"{task}.pt", key=told.key)
     except InputError as error:
-        say(f"{task}: {error}")
+        warn(f"{task}: {error}")
         return None
 
 
@@ -245,7 +245,7 @@ class Table:
         if gone:
             self._rows |= {name: self._row(name, PRUNED) for name in gone}
             self._write()
-            say(f"{len(gone)} states were pruned before they could be evaluated: {', '.join(gone)}")
+            warn(f"{len(gone)} states were pruned before they could be evaluated: {', '.join(gone)}")
         if pinned:
             return pinned[0]
         if not finished:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipestill.config import OperationParams
 from pipestill.distributed import World
 from pipestill.errors import Stopped, SurroundingsError
-from pipestill.progress import Bar, say
+from pipestill.progress import Bar, say, warn
 from pipestill.training import following
 from pipestill.training import state as states
 from pipestill.training.curves import Curves
@@ -94,7 +94,7 @@ def run(
         tracker.log(step, {"ema_drift": drift})
         if drift != 0 and world.leader:
             done = "all take the first rank's" if mend else "the first rank's is saved, ema.sync_every makes them equal"
-            say(f"after update {step} the ranks' averages differ by up to {drift:.3g}: {done}")
+            warn(f"after update {step} the ranks' averages differ by up to {drift:.3g}: {done}")
 
     def save(step: int) -> None:
         nonlocal last_saved, pause, longest_save

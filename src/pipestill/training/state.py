@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pipestill.errors import InputError, SurroundingsError
-from pipestill.progress import say
+from pipestill.progress import warn
 from pipestill.work import atomically
 
 
@@ -49,7 +49,7 @@ def load_newest(folder: Path, *, key: str, device: torch.device) -> tuple[int, d
         except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            say(f"{path} cannot be read ({type(error).__name__}): going on from the state before it")
+            warn(f"{path} cannot be read ({type(error).__name__}): going on from the state before it")
             continue
         if body["key"] != key:
             raise InputError(f"{path} belongs to other parameters or inputs: remove {folder} to begin anew")

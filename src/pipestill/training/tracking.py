@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipestill import work
 from pipestill.errors import InputError
-from pipestill.progress import say
+from pipestill.progress import warn
 
 PROJECT = "pipestill"  # experiment of MLflow, project of Weights & Biases
 LONGEST_VALUE = 500  # characters of a parameter that MLflow is given
@@ -180,7 +180,7 @@ class Guarded:
             call()
         except Exception as error:
             self._tracker = Silent()
-            say(f"warning: tracker {self._name} is off from here on ({_one_line(error)}); the training goes on")
+            warn(f"warning: tracker {self._name} is off from here on ({_one_line(error)}); the training goes on")
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         self._try(lambda: self._tracker.log(step, figures))
