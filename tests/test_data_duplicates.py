@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipestill.data.duplicates import exact_groups, near_pairs
+from pipestill.data.duplicates import exact_groups, first_of, near_pairs
 
 
 def clustered(count: int, flips: int, seed: int) -> NDArray[np.uint64]:
@@ -77,3 +77,28 @@ def test_exact_groups_are_those_of_equal_digests() -> None:
     wanted = [group for group in by_bytes.values() if len(group) > 1]
     assert [group.tolist() for group in exact_groups(digests)] == wanted
     assert exact_groups(digests[:0]) == []
+
+
+@pytest.mark.parametrize("bits", [0, 1, 2, 5])
+def test_chains_of_near_pairs_are_groups(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a search that walks from neighbour to neighbour; edges are joined in several batches."""
+    monkeypatch.setattr("pipestill.data.duplicates.MOST_KEPT", 50)
+    hashes = np.concatenate([clustered(200, flips, flips) for flips in (0, 1, 3)])
+    near = np.bitwise_count(hashes[:, None] ^ hashes) <= bits
+    wanted = np.full(len(hashes), -1)
+    for start in range(len(hashes)):
+        reached = [start] if wanted[start] < 0 else []
+        for at in reached:
+            if wanted[at] < 0:
+                wanted[at] = start
+                reached += np.flatnonzero(near[at]).tolist()
+    groups = near_pairs(hashes, np.zeros(len(hashes), dtype=np.uint8), bits=bits).groups
+    assert ((groups[:, None] == groups) == (wanted[:, None] == wanted)).all()
+    assert len(np.unique(groups)) < len(hashes)
+
+
+def test_the_first_image_with_the_same_pixels() -> None:
+    digests = np.zeros((6, 32), dtype=np.uint8)
+    digests[:, 0] = [5, 3, 5, 7, 3, 5]
+    assert first_of(digests).tolist() == [0, 1, 0, 3, 1, 0]
+    assert first_of(digests[:0]).tolist() == []

@@ -8,7 +8,7 @@ import torch
 
 from pipestill import counter, philox
 from pipestill.data import order
-from pipestill.data.split import stratified
+from pipestill.data.split import stratified, together
 
 
 def test_numpy_and_torch_draw_the_same_words() -> None:
@@ -73,7 +73,73 @@ def test_small_classes_keep_an_image_to_train_on() -> None:
     assert set(labels[parts == 0]) == set(range(30))
 
 
+def some_groups(labels: np.ndarray, sizes: list[int], seed: int) -> np.ndarray:
+    """Groups of the given sizes, most of them of images of one class."""
+    generator = np.random.default_rng(seed)
+    groups = np.arange(len(labels))
+    free = set(groups.tolist())
+    for size in sizes:
+        first = int(generator.choice(sorted(free)))
+        own = [at for at in sorted(free) if labels[at] == labels[first] or generator.random() < 0.02]
+        chosen = generator.choice(own, min(size, len(own)), replace=False)
+        groups[chosen] = len(labels) + first
+        free -= set(chosen.tolist())
+    return groups
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_groups_stay_together_and_the_parts_keep_their_sizes(seed: int) -> None:
+    labels = np.random.default_rng(seed).choice(6, 900, p=np.arange(1, 7) / 21)
+    options = {"validation": 0.15, "test": 0.3, "seed": seed}
+    alone = stratified(labels, **options)
+    groups = some_groups(labels, [9, 7, 5] + [2] * 60, seed)
+    parts = together(labels, groups, **options)
+    for group in np.unique(groups):
+        assert len(set(parts[groups == group])) == 1
+    for label in range(6):  # each class has as many images in each part as without groups
+        assert np.bincount(parts[labels == label], minlength=3).tolist() == np.bincount(alone[labels == label]).tolist()
+    assert (parts == together(labels, groups, **options)).all()
+    assert (parts == together(labels, groups * 7 + 3, **options)).all(), "whatever the groups are called"
+    if seed:
+        assert (parts != together(labels, groups, **options | {"seed": 0})).mean() > 0.2
+    assert (together(labels, np.arange(900), **options) == alone).all()
+
+
+def test_groups_go_to_each_part_as_often_as_images_do() -> None:
+    labels = np.zeros(400, dtype=np.int64)
+    groups = np.arange(400) // 2  # 200 pairs
+    found = np.concatenate(
+        [together(labels, groups, validation=0.15, test=0.3, seed=seed)[[0, 100, 399]] for seed in range(200)]
+    )
+    shares = np.bincount(found, minlength=3) / 600
+    error = 4 * np.sqrt(0.25 / 600)  # four standard deviations of a share at most
+    assert np.abs(shares - [0.55, 0.15, 0.3]).max() < error
+
+
+def test_groups_that_are_too_large_do_the_least_harm() -> None:
+    half = np.zeros(10, dtype=np.int64)
+    groups = np.array([0] * 6 + [1, 2, 3, 4])  # six of ten, and five are to be trained on
+    parts = together(half, groups, validation=0.2, test=0.3, seed=0)
+    assert parts[:6].tolist() == [0] * 6
+    assert np.bincount(parts).tolist() == [6, 2, 2], "the other four as 2 : 3 would have them, rounded"
+    everything = together(half, np.zeros(10, dtype=np.int64), validation=0.2, test=0.3, seed=0)
+    assert everything.tolist() == [0] * 10
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_class_keeps_an_image_to_train_on_whatever_the_groups(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 8, 60)
+    groups = generator.integers(0, 15, 60)
+    parts = together(labels, groups, validation=0.3, test=0.6, seed=seed)
+    assert set(labels[parts == 0]) == set(labels)
+    for group in range(15):
+        assert len(set(parts[groups == group])) <= 1
+
+
 def test_no_image_has_no_part() -> None:
+    nothing = np.empty(0, dtype=np.int64)
+    assert len(together(nothing, nothing, validation=0.1, test=0.1, seed=0)) == 0
     assert len(stratified(np.empty(0, dtype=np.int64), validation=0.1, test=0.1, seed=0)) == 0
 
 

@@ -177,7 +177,10 @@ def test_a_thousand_equal_complaints_are_one_line(run: Run, capsys: pytest.Captu
     assert cli.main(["dataset", "--check", "photos", "--report", "report"]) == 2
     said = capsys.readouterr().err.splitlines()
     sizes = "21 files: is NxN, and data.transform=none takes 8x8 only (a/side-10.png, a/side-11.png, a/side-12.png, …)"
-    assert [words for words in said if words.startswith("  ")] == [f"  {fault}", f"  {sizes}"]
+    assert [words for words in said if words.startswith("  ") and not words.startswith("  note: ")] == [
+        f"  {fault}",
+        f"  {sizes}",
+    ]
     report = json.loads(Path("report/report.json").read_text())
     assert report["bad"]["count"] == len(report["bad"]["files"]) == 1021
     assert report["bad"]["faults"][1] == {
@@ -442,7 +445,7 @@ def test_check_finds_bad_files_and_writes_no_artefact(run: Run, capsys: pytest.C
     assert bad["name"] == "a/text.png"
     assert bad["reason"].startswith("is no image in a known format (AVIF, ")
     assert "<img" in Path("report/report.html").read_text()
-    assert list(Path("runs").iterdir()) == []
+    assert [path for path in Path("runs").rglob("*") if path != Path("runs/scratch")] == []
 
 
 @pytest.mark.parametrize(
@@ -499,6 +502,102 @@ def test_report_counts_what_is_there(tmp_path: Path) -> None:
     ]
     assert report["imbalance"] == round(14 / 11, 4)
     assert check(data_params(photos, resolution=32, transform="center-crop"))["sizes"]["enlarged"] == 25
+
+
+def repeated_photos(root: Path) -> None:
+    """Forty images in two classes; ten of them also stand there under a second name, ten with one pixel changed."""
+    for index, image in enumerate(np.sort(noise(40, 8, 3), axis=1)):
+        folder = root / "ab"[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index:02d}.png").write_bytes(encoded(image))
+        if index < 20:
+            near = image.copy()
+            near[0, 0, 0] ^= index >= 10  # brightness still grows to the right: no bit of the hash changes
+            (folder / f"again-{index:02d}.png").write_bytes(encoded(near))
+
+
+@pytest.mark.parametrize("kept", ["none", "repeats", "near"])
+def test_what_is_together_stays_in_one_part(run: Run, kept: str, capsys: pytest.CaptureFixture[str]) -> None:
+    repeated_photos(Path("photos"))
+    settings = [f"data.split.together={kept}", "data.split.test=0.5", "data.near_duplicate_bits=0"]
+    assert run("--output", "out", *settings) == (0, [])
+    dataset = open_dataset(Path("out"))
+    part = dict(zip(dataset.names, dataset.parts.tolist(), strict=True))
+    pairs = [(f"{'ab'[i % 2]}/{i:02d}.png", f"{'ab'[i % 2]}/again-{i:02d}.png") for i in range(20)]
+    apart = [part[one] != part[other] for one, other in pairs]
+    assert any(apart[:10]) == (kept == "none")
+    assert any(apart[10:]) == (kept != "near")
+    report = json.loads(Path("out/report.json").read_text())
+    alone = {"train": 21, "validation": 9, "test": 30}
+    assert report["parts"] == alone
+    assert report["duplicates"]["exact"]["across_parts"] == sum(apart[:10])
+    assert report["duplicates"]["near"]["across_parts"] >= sum(apart[10:])
+    assert (report["duplicates"]["near"]["groups_across_parts"] == 0) == (kept == "near")
+    if kept == "none":
+        assert report["together"] is None
+        assert f"{sum(apart[:10])} groups of repeats lie in several parts" in report["advice"][-2]
+        assert "set data.split.together=repeats" in report["advice"][-2]
+        assert "data.split.together=near keeps them together" in report["advice"][-1]
+    else:
+        together = report["together"]
+        assert together["would_cross"] > 0
+        assert together["wanted"] == alone
+        assert kept == "near" or (together["groups"], together["images"], together["largest"]) == (10, 20, 2)
+        assert "would lie in several parts otherwise" in Path("out/report.html").read_text()
+    first = contents(Path("out"))
+    assert run("--output", "two", *settings, "operation.workers=1") == (0, [])
+    assert contents(Path("two")) == first
+
+
+def test_folders_decide_alone_where_images_go() -> None:
+    with pytest.raises(ValueError, match="together=near needs by=fraction: folders say where each image goes"):
+        data_params(Path("photos"), split={"by": "folder", "together": "near"})
+
+
+def test_near_images_that_cannot_all_be_compared_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipestill.data.duplicates.MOST_COMPARISONS", 3)
+    repeated_photos(Path("photos"))
+    code, lines = run("--output", "out", "data.split.together=near", "data.near_duplicate_bits=16")
+    assert code == 2
+    assert "too many images are alike to compare them all; lower data.near_duplicate_bits" in lines[0]
+
+
+def test_folders_of_users_keep_repeats_together_and_examples_are_as_they_were() -> None:
+    from pipestill import configure
+
+    kept = {
+        name: configure.compose([f"experiment={name}", *extra]).data.split.together
+        for name, extra in {"own": ["data.path=photos"], "digits": [], "textures": [], "dtd": []}.items()
+    }
+    assert kept == {"own": "repeats", "digits": "none", "textures": "none", "dtd": "repeats"}
+
+
+def test_check_says_what_small_and_uneven_classes_mean(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, count in (("big", 60), ("middle", 20), ("pair", 2), ("one", 1)):
+        for index, image in enumerate(noise(count, 8, 3, seed=count)):
+            Path("photos", name).mkdir(parents=True, exist_ok=True)
+            Path("photos", name, f"{index}.png").write_bytes(encoded(image))
+    assert cli.main(["dataset", "--check", "photos", "--report", "report", "data.near_duplicate_bits=0"]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  note: ")]
+    rows = {row["name"]: row for row in json.loads(Path("report/report.json").read_text())["classes"]}
+    assert [rows[name]["validation"] for name in ("one", "pair")] == [0, 0]
+    assert [rows[name]["test"] for name in ("one", "pair", "middle")] == [0, 1, 6]
+    assert notes == [
+        "  note: 2 classes (one: 1, pair: 2) have no validation image: choices made on the validation part do "
+        "not consider them; add images or merge classes",
+        "  note: 1 class (one: 1) has no test image: metrics say nothing about them, and samples of them count "
+        "as unlike the test images; add images or merge classes",
+        "  note: 2 classes (pair: 1, middle: 6) have fewer than 10 test images: one image more or less changes the "
+        "metrics of such a class by 16 points or more",
+        "  note: the largest class (big, 60 images) has 60 times the images of the smallest (one, 1): distances "
+        "describe mostly the large classes, and only samples of the same mix are comparable with the test images "
+        "(sampling.shared.plan=data)",
+    ]
+    page = Path("report/report.html").read_text()
+    assert "<li>The largest class (big, 60 images) has 60 times" in page
+    class_folders(Path("even"), each=40)
+    assert cli.main(["dataset", "--check", "even", "data.near_duplicate_bits=0"]) == 0
+    assert "note:" not in capsys.readouterr().err
 
 
 def test_exact_repeats_are_of_what_is_stored(tmp_path: Path) -> None:

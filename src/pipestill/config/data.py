@@ -25,11 +25,14 @@ class SplitParams(Section):
     validation: Fraction = 0.15
     test: Fraction = 0.30
     seed: Seed = 0
+    together: Literal["none", "repeats", "near"] = "none"  # images that stay in one part: equal ones, or near pairs too
 
     @model_validator(mode="after")
     def _some_left_to_train(self) -> Self:
         if self.validation + self.test >= 1:
             raise ValueError("validation + test must leave something to train on (their sum is below 1)")
+        if self.by == "folder" and self.together != "none":
+            raise ValueError(f"together={self.together} needs by=fraction: folders say where each image goes")
         return self
 
 

@@ -30,14 +30,54 @@ def exact_groups(digests: NDArray[np.uint8]) -> list[NDArray[np.int64]]:
     return sorted(groups, key=lambda group: int(group[0]))
 
 
+def first_of(digests: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """For each image [N] the first one with the same digest, itself if there is no earlier one."""
+    first = np.arange(len(digests))
+    for group in exact_groups(digests):
+        first[group] = group[0]
+    return first
+
+
 @dataclass(frozen=True)
 class NearPairs:
-    """How many pairs are near, how many of those lie in different parts, and the nearest as (first, second, bits)."""
+    """How many pairs are near, how many of those lie in different parts, and the nearest as (first, second, bits).
+
+    `groups` int64 [N] gives images the same number if a chain of near pairs connects them.
+    """
 
     count: int
     across_parts: int
     nearest: list[tuple[int, int, int]]
+    groups: NDArray[np.int64]
     complete: bool  # False where the search stopped at MOST_COMPARISONS
+
+
+class _Components:
+    """Connected components of a graph whose edges come in batches."""
+
+    def __init__(self, count: int) -> None:
+        self._of = np.arange(count)
+        self._edges: list[NDArray[np.int64]] = []
+        self._waiting = 0
+
+    def join(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
+        if len(a):
+            self._edges.append(np.stack([a, b]))
+            self._waiting += len(a)
+        if self._waiting > MOST_KEPT:
+            self.of()
+
+    def of(self) -> NDArray[np.int64]:
+        """The component of each node."""
+        if self._edges:
+            from scipy.sparse import coo_array
+            from scipy.sparse.csgraph import connected_components
+
+            a, b = self._of[np.concatenate(self._edges, axis=1)]
+            shape = (len(self._of),) * 2
+            _, joined = connected_components(coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape), directed=False)
+            self._of, self._edges, self._waiting = joined[self._of].astype(np.int64), [], 0
+        return self._of
 
 
 def near_pairs(hashes: NDArray[np.uint64], parts: NDArray[np.uint8], *, bits: int, listed: int = 100) -> NearPairs:
@@ -53,6 +93,7 @@ def near_pairs(hashes: NDArray[np.uint64], parts: NDArray[np.uint8], *, bits: in
     count = int((images * (images - 1) // 2).sum())
     across = count - int((in_part * (in_part - 1) // 2).sum())
     kept = [_twins(hashes, first, inverse, images)]
+    components = _Components(len(unique))
 
     edges = [64 * band // (bits + 1) for band in range(bits + 2)]
     bands = [(unique >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1) for low, high in pairwise(edges)]
@@ -77,6 +118,7 @@ def near_pairs(hashes: NDArray[np.uint64], parts: NDArray[np.uint8], *, bits: in
             for earlier in bands[:number]:
                 near &= earlier[a] != earlier[b]  # that band has counted the pair
             a, b, distance = a[near], b[near], distance[near]
+            components.join(a, b)
             pairs = images[a] * images[b]
             count += int(pairs.sum())
             across += int((pairs - (in_part[a] * in_part[b]).sum(axis=1)).sum())
@@ -86,7 +128,7 @@ def near_pairs(hashes: NDArray[np.uint64], parts: NDArray[np.uint8], *, bits: in
     found = np.concatenate(kept)
     found = found[np.lexsort((found[:, 1], found[:, 0], found[:, 2]))][:listed]
     nearest = [(int(i), int(j), int(d)) for i, j, d in found]
-    return NearPairs(count, across, nearest, compared <= MOST_COMPARISONS)
+    return NearPairs(count, across, nearest, components.of()[inverse], compared <= MOST_COMPARISONS)
 
 
 def _alike(band: NDArray[np.uint64]) -> int:

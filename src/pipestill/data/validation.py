@@ -11,29 +11,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipestill.config import DataParams
+from pipestill.data.advice import advice
 from pipestill.data.complaints import grouped
+from pipestill.data.division import LISTED, Division, crossing
 from pipestill.data.duplicates import exact_groups, near_pairs
 from pipestill.data.ingest import Ingested
 from pipestill.data.source import Source
 from pipestill.data.store import PARTS
 from pipestill.data.transforms import Form
 
-LISTED = 100  # of each kind of finding, in the report; counts are always of all
-
 
 def examine(
     source: Source,
     ingested: Ingested,
     kept: NDArray[np.int64],
-    parts: NDArray[np.uint8],
-    form: Form,
-    near_bits: int,
+    division: Division,
+    data: DataParams,
 ) -> dict[str, Any]:
-    """The report on a source: `kept` [K] are the good images' indices, `parts` [K] where each of them goes.
+    """The report on a source: `kept` [K] are the good images' indices, `division` says where each of them goes.
 
     Duplicates are those of the stored pixels, after crop and resize.
     """
-    facts, labels = ingested.facts, source.labels[kept]
+    facts, labels, parts, form = ingested.facts, source.labels[kept], division.parts, Form.of(data)
     names = [source.names[index] for index in kept]
     bad = [{"name": source.names[index], "reason": reason} for index, reason in sorted(ingested.bad.items())]
     bad += [{"name": name, "reason": reason} for name, reason in sorted(source.strays.items())]
@@ -41,7 +41,7 @@ def examine(
     sizes = Counter(f"{width}x{height}" for width, height in zip(read["width"], read["height"], strict=True))
     sides = np.minimum(read["width"], read["height"])
     turned = [names[at] for at in np.flatnonzero(facts["orientation"][kept] > 1)]
-    return {
+    report = {
         "images": len(kept),
         "resolution": form.resolution,
         "channels": form.channels,
@@ -56,11 +56,13 @@ def examine(
             "enlarged": int((sides[read["good"]] < form.resolution).sum()),
         },
         "exif_rotated": {"count": len(turned), "files": turned[:LISTED]},
-        "duplicates": _duplicates(facts[kept], names, labels, parts, near_bits),
+        "duplicates": _duplicates(facts[kept], names, labels, division, data.near_duplicate_bits),
+        "together": division.together,
         "parts": {name: int((parts == code).sum()) for code, name in enumerate(PARTS)},
         "classes": _classes(source.classes, labels, parts),
         "imbalance": _imbalance(labels),
     }
+    return report | {"advice": advice(report, data.split)}
 
 
 def _ranked(counts: Counter[str]) -> list[dict[str, Any]]:
@@ -84,12 +86,14 @@ def _imbalance(labels: NDArray[np.int64]) -> float:
 
 
 def _duplicates(
-    facts: NDArray[Any], names: list[str], labels: NDArray[np.int64], parts: NDArray[np.uint8], bits: int
+    facts: NDArray[Any], names: list[str], labels: NDArray[np.int64], division: Division, bits: int
 ) -> dict[str, Any]:
+    parts = division.parts
     groups = exact_groups(facts["digest"])
     repeats = np.concatenate([np.empty(0, dtype=np.int64), *(group[1:] for group in groups)])
     single = np.setdiff1d(np.arange(len(facts)), repeats)
-    near = near_pairs(facts["hash"][single], parts[single], bits=bits, listed=LISTED)
+    near = division.near or near_pairs(facts["hash"][single], parts[single], bits=bits, listed=LISTED)
+    chains = np.bincount(near.groups) if len(single) else np.zeros(1, dtype=np.int64)
     return {
         "exact": {
             "groups": len(groups),
@@ -102,6 +106,9 @@ def _duplicates(
             "bits": bits,
             "pairs": near.count,
             "across_parts": near.across_parts,
+            "groups": int((chains > 1).sum()),
+            "largest_group": int(chains.max()),
+            "groups_across_parts": crossing(near.groups, parts[single]),
             "complete": near.complete,
             "files": [
                 {"first": names[single[first]], "second": names[single[second]], "bits": distance}

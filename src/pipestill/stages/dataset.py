@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipestill.data.ingest import Ingested
     from pipestill.data.source import Source
 
-VERSION = 4
+VERSION = 5
 PRINTED = 20  # faults that are printed; the report has them all
 EXAMPLES = """
   pipestill dataset --check photos --report photos-report data.resolution=32 data.color=rgb data.transform=center-crop
@@ -164,6 +164,8 @@ def check(
         f"transform={data.transform} filter={data.filter}: {summarised(found)}"
     )
     _print_faults(found)
+    for sentence in found["advice"]:
+        say(f"  note: {sentence}")
     return found
 
 
@@ -200,19 +202,13 @@ def _examined(
     """Indices of the good images, the part of each, and the report."""
     import numpy as np
 
-    from pipestill.data.split import stratified
-    from pipestill.data.transforms import Form
+    from pipestill.data.division import divide
     from pipestill.data.validation import examine
 
     kept = np.flatnonzero(ingested.facts["good"])
-    split = data.split
-    if split.by == "fraction":
-        parts = stratified(source.labels[kept], validation=split.validation, test=split.test, seed=split.seed)
-    elif source.parts is not None:
-        parts = source.parts[kept]
-    else:
-        parts = np.zeros(len(kept), dtype=np.uint8)
-    return kept, parts, examine(source, ingested, kept, parts, Form.of(data), data.near_duplicate_bits)
+    stated = None if source.parts is None else source.parts[kept]
+    division = divide(source.labels[kept], ingested.facts[kept], stated, data)
+    return kept, division.parts, examine(source, ingested, kept, division, data)
 
 
 def _require_enough(source: Source, kept: NDArray[np.int64], parts: NDArray[np.uint8]) -> None:
