@@ -23,6 +23,27 @@ def test_a_reader_that_leaves_ends_it_quietly(arguments: tuple[str, ...]) -> Non
     assert (done.returncode, done.stderr) == (141, "")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_streams_are_no_error(closed: str, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    open_ones = {">&-": f"2>{said}", "2>&-": f">{said}", ">&- 2>&- <&-": ""}[closed]
+    command = f"{sys.executable} -m pipestill config --print experiment=miniature {closed} {open_ones}"
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
+    if closed == ">&-":
+        assert said.read_text() == ""
+    if closed == "2>&-":
+        assert "title: Miniature" in said.read_text()
+
+
+def test_a_reader_of_errors_that_leaves_ends_it_quietly(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "pipestill", "config", "experiment=miniature"]
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=writer, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (141, "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -79,6 +79,15 @@ def test_the_first_cause_is_named(tmp_path: Path) -> None:
     assert launch._outcome(tmp_path, killed) == (2, "the batch cannot be shared")
 
 
+def test_ranks_that_fail_are_one_line(tmp_path: Path) -> None:
+    """torch's agent has lines of its own about them, which name no cause."""
+    words = ["train", "--name", "teacher", "--dataset", tmp_path / "none", "--output", tmp_path / "out", "--ranks", 2]
+    code, said = run(*words, "--params", write_params(tmp_path / "params.yaml"), runs=tmp_path / "runs")
+    assert code == 2
+    assert said.count("\n") == 1, said
+    assert said.startswith(f"pipestill train: {tmp_path / 'none'}")
+
+
 def test_ranks_that_left_no_word_are_said_to(tmp_path: Path) -> None:
     assert launch._outcome(tmp_path, {}) == (3, "a rank ended without a word: see its output above")
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipestill import cli, pipeline, stopping
+from commands import can_mount
+from pipestill import cli, pipeline, stopping, tools
 from pipestill.commands import config as config_command
+from pipestill.commands import doctor
 from pipestill.errors import InputError, Stopped
 from workflow_project import ROOT, TINY, Project, dvc_stages, make_project
 
@@ -217,6 +219,59 @@ def test_what_a_killed_snakemake_locked_is_unlocked(project: Project, tmp_path: 
     killed.snakemake("--unlock")
     killed.snakemake(target)
     assert killed.payloads().keys() == {"data/digits"}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "Having any troubles?\nERROR: failed to transfer 'e3f9' - [Errno 28] No space left on device: 'a'\n",
+            "No space left on device: 'a': free some space and start this again",
+        ),
+        ("ERROR: unexpected error - [Errno 13] Permission denied: 'b'\n", "Permission denied: 'b'"),
+        ("  \nERROR: output 'x' does not exist\nmore\n", "output 'x' does not exist"),
+        ("words\n", "words"),
+        ("", "it said nothing"),
+    ],
+)
+def test_what_a_tool_failed_for_is_found_in_what_it_said(text: str, reason: str) -> None:
+    assert tools._reason(text) == reason
+
+
+@pytest.mark.skipif(not can_mount(), reason="no mount namespace here")
+def test_record_on_a_full_disk_says_so(tiny: Project, tmp_path: Path) -> None:
+    project = tiny.copy(tmp_path / "project")
+    cache = project.root / "full"
+    cache.mkdir()
+    project.dvc("config", "--local", "cache.dir", str(cache / "cache"))
+    mounted = f"mount -t tmpfs -o size=300k tmpfs {cache}; exec {sys.executable} -m pipestill record"
+    said = project.run("unshare", "-rm", "sh", "-c", mounted, code=3)
+    (line,) = [line for line in said.splitlines() if "not recorded" not in line]
+    assert line.startswith("pipestill record: dvc commit ")
+    assert "No space left on device" in line
+    assert line.endswith(": free some space and start this again")
+
+
+def test_doctor_names_images_that_a_queued_experiment_would_miss(
+    tiny: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tiny.copy(tmp_path / "project")
+    monkeypatch.chdir(project.root)
+    assert list(doctor.experiments(project.root)) == []
+    (project.root / "photos" / "a").mkdir(parents=True)
+    (project.root / "photos" / "a" / "1.png").write_bytes(b"")
+    project.here("config", *TINY, "data.path=photos")
+    (line,) = doctor.experiments(project.root)
+    assert line.state == "warn"
+    assert line.text.startswith("photos is not tracked by git or DVC: dvc exp run --queue and --temp will not find it")
+    (project.root / "photos.dvc").touch()
+    assert list(doctor.experiments(project.root)) == []
+    (project.root / "photos.dvc").unlink()
+    project.git("add", "photos")
+    assert list(doctor.experiments(project.root)) == []
+    project.here("config", *TINY, f"data.path={project.root / 'photos'}")
+    project.git("rm", "--quiet", "-r", "--cached", "photos")
+    assert list(doctor.experiments(project.root)) == []
 
 
 def test_one_wrong_input_is_reported_once(tiny: Project, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from pipestill import __version__
 from pipestill.errors import InputError, nearest
-from pipestill.surroundings import in_utf8
+from pipestill.surroundings import in_utf8, open_streams
 
 COMMANDS = {
     "example": "write an embedded data set as a folder of PNGs by class",
@@ -61,6 +61,7 @@ EXIT_CODES = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one subcommand; returns its exit code."""
     if argv is None:
+        open_streams()
         in_utf8()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] not in COMMANDS and not arguments[0].startswith("-"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import shutil
 import signal
@@ -168,12 +169,13 @@ def _variables(wanted: Mapping[str, str]) -> Iterator[None]:
 
 def _agent(outcomes: Path, argv: Sequence[str], **settings: Any) -> tuple[int, str]:
     """Torchrun's agent for this node's ranks, which leave their outcomes in a folder."""
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # the agent's own lines name no cause that ranks do not name better
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    if "LOGLEVEL" not in os.environ:
+        _silence("torch.distributed.elastic")  # the agent's own lines name no cause that ranks do not name better
     settings["logs_specs"] = DefaultLogsSpecs(log_dir=str(outcomes / "agent"))
     config = LaunchConfig(max_restarts=0, monitor_interval=0.1, signals_to_handle="SIGTERM,SIGINT,SIGUSR2", **settings)
     if hasattr(config, "shutdown_timeout"):
@@ -191,6 +193,13 @@ def _agent(outcomes: Path, argv: Sequence[str], **settings: Any) -> tuple[int, s
         # srun's, to a node that has ended: the agent's own handler would raise it here
         signal.signal(signal.SIGTERM, lambda number, frame: None)
     return _outcome(outcomes, killed)
+
+
+def _silence(package: str) -> None:
+    """Hides the log lines of all modules of a package, whatever level they set for themselves."""
+    for name in (package, *logging.root.manager.loggerDict):
+        if name == package or name.startswith(f"{package}."):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def within(image: str, argv: Sequence[str]) -> NoReturn:

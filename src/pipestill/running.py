@@ -54,8 +54,9 @@ def _guarded(name: str, arguments: list[str]) -> tuple[int, str]:
     except PipestillError as error:
         return error.exit_code, str(error)
     except OSError as error:
-        if error.errno == errno.EPIPE and _reader_left():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes there
+        if error.errno == errno.EPIPE and (left := [number for number in (1, 2) if _reader_left(number)]):
+            for number in left:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # what is still buffered goes there
             return 128 + signal.SIGPIPE, ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             where = f" ({error.filename})" if error.filename else ""
@@ -76,10 +77,10 @@ def _guarded(name: str, arguments: list[str]) -> tuple[int, str]:
         return 1, f"{type(error).__name__}: {error}"
 
 
-def _reader_left() -> bool:
-    """Whether whoever read the standard output has closed it, as `| head` does."""
+def _reader_left(number: int) -> bool:
+    """Whether whoever read the standard output (1) or errors (2) has closed it, as `| head` does."""
     poll = select.poll()
-    poll.register(1, 0)
+    poll.register(number, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 

@@ -25,6 +25,24 @@ def in_utf8() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def open_streams() -> None:
+    """Opens the null device in place of standard streams that the caller closed (`>&-`).
+
+    Python has no object for those, and the next file that is opened would get their number: a library that writes to
+    the standard output would write into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8"))  # noqa: SIM115 (for good)
+
+
 def prepare() -> None:
     """Makes the environment of a command, and of all that it starts, independent of where it was started.
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,7 @@ from pipestill.stopping import STOPPED
 from pipestill.work import scratch, write_atomic
 
 SYNCING = "PIPESTILL_SYNCING"  # set for the Snakemake that sync starts, so that it does not call record
+SYSTEM_ERROR = re.compile(r"\[Errno (\d+)\] (.*)")
 QUIET = ("host", "progress", "reason", "rules")  # not "all", which leaves out errors as well
 
 
@@ -50,9 +53,19 @@ def _run(command: list[str], root: Path, **more: str) -> None:
         command, cwd=root, env=os.environ | more, capture_output=True, encoding="utf-8", errors="replace", check=False
     )
     if done.returncode:
-        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        said = next((line for line in lines if "rror" in line), lines[-1] if lines else "nothing")
-        raise SurroundingsError(f"{' '.join(command[2:4])} ended with {done.returncode} and said: {said.strip()}")
+        words = " ".join(word for word in command[2:] if not word.startswith("-"))
+        raise SurroundingsError(f"{words[:60]} ended with {done.returncode}: {_reason(done.stderr + done.stdout)}")
+
+
+def _reason(text: str) -> str:
+    """What went wrong, from all that DVC or Snakemake said: an error of the system first, which has a remedy."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    for line in lines:
+        if found := SYSTEM_ERROR.search(line):
+            full = int(found[1]) in (errno.ENOSPC, errno.EDQUOT)
+            return found[2] + (": free some space and start this again" if full else "")
+    errors = [line for line in lines if "rror" in line]
+    return (errors or lines or ["it said nothing"])[0].removeprefix("ERROR: ")
 
 
 def dvc_repro(root: Path, arguments: Sequence[str], variables: Mapping[str, str]) -> tuple[int, bool]:
@@ -73,7 +86,7 @@ def commit(stages: Pipeline, addresses: Sequence[str]) -> None:
     """
     lock = stages.root / "dvc.lock"
     before = lock.read_bytes() if lock.exists() else None
-    dvc(stages.root, "--wait-for-lock", "commit", "--force", "--quiet", *addresses)
+    dvc(stages.root, "--wait-for-lock", "commit", "--force", *addresses)
     recorded = pipeline.recorded_parameters(stages.root)
     meant = {stage.address: stage.parameters for stage in stages.stages}
     if any(recorded.get(address) != meant[address] for address in addresses):

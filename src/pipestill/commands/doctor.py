@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
@@ -18,6 +20,7 @@ from typing import NamedTuple
 from pipestill import __version__, artifacts, config, configure, pipeline
 from pipestill.errors import PipestillError, SurroundingsError
 from pipestill.progress import is_quiet
+from pipestill.stages.fetch import INBOX
 from pipestill.standing import Standing, open_any
 from pipestill.terminal import coloured
 from pipestill.work import runs_root
@@ -61,6 +64,7 @@ def main(options: argparse.Namespace) -> None:
         programs,
         lambda: project(root),
         lambda: parameters(root),
+        lambda: experiments(root),
         lambda: metrics(root),
         work_in_progress,
         lambda: stages(root, quick=options.quick),
@@ -171,6 +175,32 @@ def project(root: Path) -> Iterator[Line]:
     yield Line("ok", f"dvc.yaml resolves to {len(stages.stages)} stages in a git checkout")
     if (root / ".snakemake" / "locks").is_dir() and any((root / ".snakemake" / "locks").iterdir()):
         yield Line("warn", "Snakemake's lock is held: wait for that run, or snakemake --unlock if it was killed")
+
+
+def experiments(root: Path) -> Iterator[Line]:
+    """Inputs that DVC's queue would not find: its experiments run in copies of what git and DVC track."""
+    try:
+        stages = pipeline.load(root)
+    except PipestillError:
+        return  # said above
+    outside = {path for stage in stages.stages for path in stage.inputs if not stages.sources(path)}
+    if stages.named("fetch"):
+        outside.add(str(INBOX))
+    for path in sorted(outside):
+        stated_from_root = str((root / path).absolute()) in stages.text  # that an experiment finds as well
+        if not stated_from_root and (root / path).exists() and not _is_tracked(root, path):
+            yield Line(
+                "warn",
+                f"{path} is not tracked by git or DVC: dvc exp run --queue and --temp will not find it; "
+                f"run dvc add {shlex.quote(path)} and commit {path}.dvc, or give an absolute path",
+            )
+
+
+def _is_tracked(root: Path, path: str) -> bool:
+    if any(Path(root, f"{place}.dvc").is_file() for place in (path, *map(str, Path(path).parents))):
+        return True
+    words = ["git", "ls-files", "--", path]
+    return bool(subprocess.run(words, cwd=root, capture_output=True, check=False).stdout)
 
 
 def parameters(root: Path) -> Iterator[Line]:
