@@ -277,9 +277,13 @@ def test_each_image_is_listed_once_through_links_that_contain_each_other(run: Ru
     assert sorted(dataset.artifact.manifest.summary["set_aside"]) == ["a/x/y", "b/y/x"]
 
 
+@pytest.mark.parametrize("refusal", [PermissionError(errno.EACCES, ""), FileNotFoundError(errno.ENOENT, "")])
 @pytest.mark.parametrize("kind", ["file", "class folder", "folder", "all"])
-def test_what_may_not_be_read_is_said(run: Run, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_may_not_be_read_or_vanished_is_said(
+    run: Run, kind: str, refusal: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Permissions mean nothing to root, so the system's refusal is imitated."""
+    number, words = refusal.errno, os.strerror(refusal.errno or 0)
     class_folders(Path("photos"))
     class_folders(Path("photos/b/deep"), classes=1)
     forbidden = {"file": "a/0003.png", "class folder": "a", "folder": "b/deep", "all": "."}[kind]
@@ -287,7 +291,7 @@ def test_what_may_not_be_read_is_said(run: Run, kind: str, monkeypatch: pytest.M
     def refusing(function: Any) -> Any:
         def call(path: Any, *arguments: Any, **options: Any) -> Any:
             if str(path) == str(Path("photos", forbidden)):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+                raise OSError(number, words, str(path))
             return function(path, *arguments, **options)
 
         return call
@@ -297,7 +301,7 @@ def test_what_may_not_be_read_is_said(run: Run, kind: str, monkeypatch: pytest.M
     code, lines = run("--output", "out")
     assert code == 2
     (line,) = lines
-    assert "cannot be read (Permission denied)" in line or "the first cannot be read (Permission denied)" in line
+    assert f"cannot be read ({words})" in line
     assert str(Path("photos", forbidden)) in line
 
 
@@ -343,6 +347,36 @@ def test_a_disk_that_cannot_be_read_is_no_failed_write(run: Run, when: str, monk
     (line,) = lines
     assert "a/0002.png could not be read (Input/output error)" in line
     assert seen
+
+
+def test_files_that_are_too_large_are_not_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_folders(Path("photos"))
+    with Path("photos/a/0000.png").open("r+b") as file:
+        file.truncate((1 << 30) + 1)  # a hole: it takes no room
+    monkeypatch.setattr("pipestill.digests.of_file", lambda path: "digest")
+    code, lines = run("--check", "photos")
+    assert code == 2
+    assert lines == []
+    assert run("--output", "out", "data.on_bad=set-aside", "operation.workers=1")[0] == 0
+    aside = artifacts.read(Path("out"), "dataset").manifest.summary["set_aside"]
+    assert aside == {"a/0000.png": "is larger than 1024 MiB, the most that an image may have"}
+
+
+def test_an_image_that_does_not_fit_into_memory_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipestill.data import ingest
+
+    plain = ingest.prepare
+
+    def starved(content: Any, form: Any, found: Any) -> Any:
+        plain(content, form, found)
+        raise MemoryError
+
+    class_folders(Path("photos"))
+    monkeypatch.setattr(ingest, "prepare", starved)
+    code, lines = run("--output", "out")
+    assert code == 3
+    (line,) = lines
+    assert "/0000.png (8x8) does not fit into memory: lower operation.workers, or remove it" in line
 
 
 # ---- folders that cannot be used ----

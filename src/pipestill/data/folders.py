@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,16 +81,15 @@ def file_content(path: Path) -> bytes:
     """A file's bytes. Raises BadImage if it cannot be opened (a dead link, no permission, no file any more)."""
     try:
         with open_file(path) as file:
-            content = file.read(MOST_BYTES + 1)
+            if os.fstat(file.fileno()).st_size > MOST_BYTES:
+                raise BadImage(f"is larger than {MOST_BYTES >> 20} MiB, the most that an image may have")
+            return file.read()
     except NotAFile as error:
         raise BadImage(str(error.strerror).removeprefix("it ").removesuffix(", not a file")) from error
     except OSError as error:
         if error.errno in OF_THE_SURROUNDINGS:
             raise
         raise BadImage(f"cannot be read ({error.strerror})") from error
-    if len(content) > MOST_BYTES:
-        raise BadImage(f"is larger than {MOST_BYTES >> 20} MiB, the most that an image may have")
-    return content
 
 
 def listed(names: Sequence[str], most: int = 5) -> str:
