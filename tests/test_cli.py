@@ -49,8 +49,8 @@ def test_a_reader_of_errors_that_leaves_ends_it_quietly(tmp_path: Path) -> None:
     [
         (["trian", "--help"], "there is no command 'trian'; did you mean 'train'?"),
         (["foo"], "there is no command 'foo' (there are: example, fetch, dataset,"),
-        (["config", "=3"], "'=3' names no parameter"),
-        (["config", "--check", "params.yaml"], "params.yaml cannot be read (it is no text)"),
+        (["config", "=3"], "'=3' is not KEY=VALUE"),
+        (["config", "--check", "params.yaml"], "params.yaml cannot be read (it is not UTF-8 text)"),
         (["dataset", "--output", "file/x", "data.path=photos"], "file is no folder"),
         (["dataset", "--check", "photos", "--report", "file"], "file is not a folder: choose another path"),
         (["train", "--name", "teacher", "--dataset", "x", "--output", "y", "--deadline-min", "-5"], "0 or more"),

@@ -80,7 +80,7 @@ def depends_on_locale(call: ast.Call) -> bool:
         return False
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     if name in ("read_text", "write_text"):
-        return True
+        return isinstance(call.func, ast.Attribute)  # pipestill.userfiles.read_text, a function, is for UTF-8
     if name in ("open", "fdopen", "NamedTemporaryFile", "TemporaryFile"):
         method = isinstance(call.func, ast.Attribute) and name == "open"
         place = 0 if method or name.endswith("File") else 1  # of the mode among the positional arguments
