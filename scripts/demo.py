@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from pipestill.work import runs_root
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
@@ -30,9 +32,12 @@ def main() -> int:
         print("make demo: the pipeline stopped; start it again to go on from there", file=sys.stderr)
         return code
     seconds = time.monotonic() - started
-    print()
+    full = (ROOT / runs_root() / "report" / "index.html").resolve()
+    print(flush=True)
     subprocess.run([BIN / "pipestill", "report", "--print-table", "metrics"], cwd=ROOT, check=True)
     print(f"\nthe pipeline took {seconds:.0f} s; the report: {ROOT / 'artifacts' / 'report' / 'index.html'}")
+    if full.exists():
+        print(f"the report with this machine's times and previews: {full}")
     return 0
 
 

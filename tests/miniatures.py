@@ -37,7 +37,8 @@ def small(experiment: str) -> Params:
     """The experiment's parameters, smaller: runs and models of each kind, their steps, counts, networks."""
     body = composed(experiment).plain()
     if not body["examples"]:
-        body["data"] |= {"resolution": SIDE}
+        levels = [len(teacher["network"]["channels"]) for teacher in body["teachers"].values() if teacher["network"]]
+        body["data"] |= {"resolution": max(SIDE, *(2**count for count in levels), 0)}
         body["data"]["split"] |= {"validation": 0.25, "test": 0.25}
     if body["data"].get("expect"):
         body["data"]["expect"] = {"images": EACH * len(SYNSETS), "classes": len(SYNSETS)}
@@ -154,8 +155,8 @@ def _pictures() -> Iterator[tuple[str, np.ndarray]]:
     rng = np.random.default_rng(0)
     for label, name in enumerate(SYNSETS):
         for _ in range(EACH):
-            pixels = rng.integers(0, 60, (2 * SIDE, 2 * SIDE, 3), dtype=np.uint8)
-            row, column = rng.integers(0, SIDE, 2)
+            pixels = rng.integers(0, 60, (3 * SIDE, 3 * SIDE, 3), dtype=np.uint8)
+            row, column = rng.integers(0, 2 * SIDE, 2)
             pixels[row : row + SIDE, column : column + SIDE, label % 3] = 160 + 30 * (label // 3)
             yield name, pixels
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from commands import PATIENCE, payload
-from workflow_project import TINY, Project, dvc_stages
+from pipestill.evaluation.headline import file_of
+from workflow_project import ROOT, TINY, Project, dvc_stages, make_project
 
 RATE = "distillation.students.student-4.generator_lr"
 MODEL = Path("artifacts/models/student-4")
@@ -157,3 +158,41 @@ def test_metrics_and_plots_between_two_commits(tiny: Project, tmp_path: Path) ->
     )
     assert before["teacher-2m-4"] == after["teacher-2m-4"]
     assert before["student-4"] != after["student-4"]
+
+
+def with_the_demos_metrics(root: Path) -> Project:
+    """The demo's parameters and the metrics of all its runs, committed; nothing has run."""
+    project = make_project(root)
+    (root / "metrics").mkdir()
+    for file in (ROOT / "metrics").glob("*.json"):
+        (root / "metrics" / file.name).write_text(file_of([json.loads(file.read_text())]))
+    project.commit("results")
+    return project
+
+
+def change_metrics(project: Project, *runs: str) -> None:
+    for run in runs:
+        path = project.root / "metrics" / f"{run}.json"
+        body = json.loads(path.read_text())
+        measured = {key: 0.87654321 * value for key, value in body.items() if key.startswith(("fd_", "class", "div"))}
+        path.write_text(file_of([body | measured]))
+
+
+def test_dvcs_tables_of_the_demos_metrics_are_narrow(tmp_path: Path) -> None:
+    project = with_the_demos_metrics(tmp_path / "project")
+    runs = sorted(file.stem for file in (project.root / "metrics").glob("*.json"))
+    change_metrics(project, *runs)
+    table = project.run("dvc", "metrics", "diff", COLUMNS="300").splitlines()
+    rows = [line for line in table if line.startswith("metrics/")]
+    assert {Path(row.split()[0]).stem for row in rows} == set(runs)
+    assert max(map(len, table)) <= 100
+
+    project.git("checkout", "--", "metrics")
+    change_metrics(project, "student-10", "student-10-cfg15")  # what a parameter of that student changes
+    project.commit("another student")
+    head = project.dvc("exp", "show", "--num", "2", "--only-changed", "--csv").splitlines()[0].split(",")
+    shown = [column for column in head if column.startswith("metrics/")]
+    assert {column.partition(":")[0] for column in shown} == {
+        f"metrics/{run}.json" for run in ("student-10", "student-10-cfg15")
+    }
+    assert len(shown) <= 8

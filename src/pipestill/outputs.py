@@ -122,7 +122,7 @@ def _body(path: Path) -> dict[str, Any]:
 
 def _metrics(path: Path, *, floor: bool) -> bool:
     body = _body(path)
-    return "protocol" in body and "evaluations" in body and (body["evaluations"] == 0) is floor
+    return {"evaluations", "guidance", "images", "seeds"} <= body.keys() and (body["evaluations"] == 0) is floor
 
 
 def _edm_weights(path: Path) -> bool:

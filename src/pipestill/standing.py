@@ -15,9 +15,8 @@ from pipestill import artifacts, config
 from pipestill.artifacts import MANIFEST, Artifact, InputEntry
 from pipestill.config import Params, Section
 from pipestill.errors import InputError
+from pipestill.evaluation.headline import is_headline
 from pipestill.pipeline import Pipeline, Stage
-
-TIMINGS = ("seconds", "time")  # figures in metrics that differ from run to run start with these
 
 
 class Standing:
@@ -107,8 +106,13 @@ class Standing:
         """What lies at a path, as manifests name it: one artefact, all of a folder's, or an outside source."""
         sources = self.pipeline.sources(path)
         if sources:
-            there = [self.pipeline.root / source.output for source in sources if not self.missing(source)]
-            return [open_any(folder).as_input for folder in there]
+            there = [open_any(self.pipeline.root / source.output) for source in sources if not self.missing(source)]
+            return [artifact.as_input for artifact in there] + [
+                InputEntry("file", entry.sha256)  # a single file of fetched ones, which a reference names
+                for artifact in there
+                for name, entry in artifact.manifest.files.items()
+                if artifact.path / name == self.pipeline.root / path
+            ]
         outside = self.pipeline.root / path
         if path == self.params.data.path and outside.exists():
             from pipestill.data.identity import input_of
@@ -118,15 +122,15 @@ class Standing:
         return [artifacts.outside_input(outside)] if outside.is_file() else []
 
     def _metrics_problem(self, stage: Stage) -> str | None:
-        """The copy for people must hold the artefact's figures, times aside."""
+        """The metrics file must hold the artefact's metrics."""
         originals = figures_of(open_any(self.pipeline.root / stage.output)) if stage.metrics else []
         for path in stage.metrics:
             try:
                 copy = json.loads((self.pipeline.root / path).read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 return f"{path} is missing or cannot be read: pipestill {stage.name} writes it"
-            if not any(same_figures(copy, original) for original in originals):
-                return f"{path} holds other figures than {stage.output}: pipestill {stage.name} writes it anew"
+            if not any(is_headline(copy, original) for original in originals):
+                return f"{path} does not hold the metrics of {stage.output}: run pipestill {stage.name} again"
         return None
 
 
@@ -148,18 +152,14 @@ def figures_of(artifact: Artifact) -> list[dict[str, Any]]:
     return []
 
 
-def same_figures(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two sets of metrics agree in everything but times (and the floors at further counts)."""
-    names = {name for name in (*first, *second) if not name.startswith(TIMINGS) and name != "counts"}
-    return all(name in first and name in second and first[name] == second[name] for name in names)
-
-
 def _texts(value: Any) -> Iterator[str]:
     """Every text among parameters: an outside file may be named there."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for below in value.values():
+        yield from _texts(list(value.values()))
+    elif isinstance(value, list):
+        for below in value:
             yield from _texts(below)
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from pipestill import artifacts
 from pipestill.artifacts import MANIFEST, Artifact, InputEntry
 from pipestill.errors import InputError
-from pipestill.standing import figures_of, open_any, same_figures
+from pipestill.evaluation.headline import is_headline
+from pipestill.standing import figures_of, open_any
 from pipestill.userfiles import read_text, unreadable
 
 OUTSIDE = ("folder", "file")  # kinds of what no stage makes
@@ -78,17 +79,15 @@ def _artifact_of(path: Path, known: Mapping[InputEntry, Artifact]) -> Artifact:
             return open_any(folder)
     if path.suffix == ".json":
         try:
-            figures = json.loads(read_text(path))
+            body = json.loads(read_text(path))
         except OSError as error:
             raise unreadable(path, error) from error
         except ValueError as error:
             raise InputError(f"{path} cannot be read as JSON: {error}") from error
         for artifact in sorted(known.values(), key=lambda artifact: artifact.path.name != path.stem):
-            if any(same_figures(figures, original) for original in figures_of(artifact)):
+            if any(is_headline(body, original) for original in figures_of(artifact)):
                 return artifact
-        raise InputError(
-            f"no artefact here holds the figures of {path}: pull the artefacts (dvc pull) or run the stage"
-        )
+        raise InputError(f"no artefact here has the metrics in {path}: pull the artefacts (dvc pull) or run the stage")
     raise InputError(f"{path} belongs to no artefact: name an artefact, a file in one, or metrics/RUN.json")
 
 

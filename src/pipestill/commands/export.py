@@ -17,6 +17,7 @@ from pipestill import artifacts, outputs, tracing
 from pipestill.errors import InputError
 from pipestill.outputs import Written
 from pipestill.progress import say
+from pipestill.standing import figures_of
 from pipestill.tracing import Link
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def export(
     chain = tracing.trace(model, root)
     payload = artifact.manifest.payload
     sampled = {path: _samples_link(path, root, payload, weights) for path in [*metrics, *samples]}
+    shown = {path.stem: _all_metrics(path, root) for path in metrics}
     network = json.loads(artifact.file(f"{SUBFOLDERS[weights]}/config.json").read_text(encoding="utf-8"))
     own_network = network["_class_name"] != "UNet2DModel"
     terms = licences.terms(licence.strip(), imposed_licences(chain))
@@ -99,7 +101,7 @@ def export(
         chain,
         licence=licence.strip(),
         terms=terms,
-        metrics={path.stem: json.loads(path.read_text(encoding="utf-8")) for path in metrics},
+        metrics=shown,
         pictures=[(f"pictures/{path.name}.png", path.name) for path in samples],
         example=_example(next(iter(sampled.values())), card) if sampled else example.unmeasured(card.classes),
         own_network=own_network,
@@ -118,7 +120,6 @@ def export(
         if terms.text:
             (staging / terms.file).write_text(terms.text, encoding="utf-8")
         if metrics:
-            shown = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in metrics}
             _write_json(staging / "metrics.json", shown)
         for path in samples:
             (staging / "pictures").mkdir(exist_ok=True)
@@ -134,6 +135,13 @@ def _write_json(path: Path, body: Mapping[str, Any]) -> None:
 def _root(model: Path) -> Path:
     """The project that a model lies in: where its artefacts are; the working folder where it lies in none."""
     return next((folder for folder in model.absolute().parents if (folder / "artifacts").is_dir()), Path.cwd())
+
+
+def _all_metrics(path: Path, root: Path) -> dict[str, Any]:
+    """All metrics of the evaluation that a metrics file is the short form of."""
+    evaluation = tracing.trace(path, root).artifact
+    assert evaluation is not None  # a chain begins with an artefact that is here
+    return figures_of(evaluation)[0]
 
 
 def _samples_link(path: Path, root: Path, payload: str, weights: str) -> Link:

@@ -138,7 +138,7 @@ def floor(reference: Reference, count: int, draws: int, device: torch.device | s
     if "class_accuracy" in means:
         means["class_accuracy"] = rounded(reference.index.accuracy["test"])
         intervals.pop("class_accuracy", None)
-    fixed = {"evaluations": 0, "guidance": None, "images": count, "seeds": draws, "seconds_per_image": 0.0}
+    fixed = {"evaluations": 0, "guidance": None, "images": count, "seeds": draws}
     beside = {f"floor_{key}": value for key, value in means.items() if key.startswith("fd_")}
     excess = {f"excess_{key}": 0.0 for key in means if key.startswith("fd_")}
     texts = protocol_text(reference, means)

@@ -35,6 +35,11 @@ class Meaning:
     text: str
 
 
+TIME = Meaning(
+    "Time",
+    "Seconds per image when this machine made the samples, without start-up; a dash if they were made elsewhere. No "
+    "other metric depends on it.",
+)
 MEANINGS = (
     Meaning(
         "Evaluations",
@@ -84,11 +89,7 @@ MEANINGS = (
         "Median distance of a sample to its nearest training image, over the same for held-out test images. Around 1 "
         "is right; well below 1 the model has memorised.",
     ),
-    Meaning(
-        "Time",
-        "Seconds an image on the machine that made the samples, start-up aside; a dash where that machine's record is "
-        "not at hand. No other figure depends on it.",
-    ),
+    TIME,
 )
 
 

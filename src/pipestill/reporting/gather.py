@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from pipestill.reporting.sources import Sources
 
 SCHEMA = 1
 FAR = 5  # times the floor: a teacher beyond that says little about methods
-TIMING = "seconds"  # figures whose name holds it differ from run to run
 Body = dict[str, Any]
 
 
@@ -63,28 +61,19 @@ def read_json(artifact: Artifact, name: str) -> Any:
         raise InputError(f"{path} cannot be read ({error}): run pipestill {artifact.manifest.stage} again") from error
 
 
-def read_metrics_file(path: Path) -> dict[str, Any]:
-    """A run's metrics file, or nothing where there is none that can be read: only timings are taken from it."""
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return body if isinstance(body, dict) else {}
-
-
 def _order(run: Mapping[str, Any], spaces: Sequence[str]) -> tuple[float, float, str]:
     distance = figures.value(run["metrics"], f"fd_{spaces[0]}") if spaces else None
     return -(figures.value(run["metrics"], "evaluations") or 0.0), distance or 0.0, run["name"]
 
 
 def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    found = {key: figures.value(metrics, key) for key in sorted(metrics) if TIMING not in key}
+    found = {key: figures.value(metrics, key) for key in sorted(metrics)}
     return {key: number for key, number in found.items() if number is not None}
 
 
 def _intervals(metrics: Mapping[str, Any]) -> dict[str, list[float]]:
     bounds = metrics.get("intervals") or {}
-    return {key: list(bounds[key]) for key in sorted(bounds) if bounds[key] and TIMING not in key}
+    return {key: list(bounds[key]) for key in sorted(bounds) if bounds[key]}
 
 
 def _run(name: str, evaluation: Artifact, sources: Sources, models: Mapping[str, Body]) -> Body:
@@ -147,7 +136,7 @@ def _curves(artifact: Artifact) -> dict[str, list[list[float]]]:
             for row in csv.DictReader(file):
                 step = int(row["step"])
                 for column, text in row.items():
-                    if column != "step" and TIMING not in column and text:
+                    if column != "step" and text:
                         curves.setdefault(column, []).append([step, float(text)])
     return curves
 

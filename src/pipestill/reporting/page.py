@@ -22,11 +22,20 @@ PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Timings:
-    """What differs from run to run: seconds an image of runs, and seconds of the work behind each artefact."""
+class Local:
+    """What only this machine knows: seconds per image of runs, seconds of the work behind each artefact, previews."""
 
     runs: Mapping[str, float | None] = field(default_factory=dict)
     artefacts: Mapping[str, float | None] = field(default_factory=dict)
+    previews: Mapping[str, Sequence[Preview]] = field(default_factory=dict)  # by model, in order of updates
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A picture made during a training."""
+
+    step: int
+    png: bytes
 
 
 @dataclass(frozen=True)
@@ -56,14 +65,18 @@ def stylesheet() -> Markup:
     )
 
 
-def render(body: Mapping[str, Any], files: Mapping[str, bytes], timings: Timings) -> str:
-    """The page. `files` holds the pictures that `body["grids"]` names."""
+def render(body: Mapping[str, Any], files: Mapping[str, bytes], local: Local | None = None) -> str:
+    """The page. `files` holds the pictures that `body["grids"]` names.
+
+    Without `local` equal artefacts give equal bytes; with it the page also shows times and previews.
+    """
     templates = environment()
     templates.filters |= {
         "short": figures.short,
         "duration": figures.duration,
         "bytes": _bytes,
         "picture": lambda name: _data_uri(name, files[name]),
+        "png": lambda content: _data_uri("preview.png", content),
         "flat": flat,
         "findings": findings,
         "marker": lambda slot: Markup(plots.marker(slot, 8, 8, 5)),
@@ -74,17 +87,17 @@ def render(body: Mapping[str, Any], files: Mapping[str, bytes], timings: Timings
         version=__version__,
         css=stylesheet(),
         script=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
-        table=results.table(body, timings.runs),
+        table=results.table(body, None if local is None else local.runs),
         marks=results.MARKS,
         tiles=results.tiles(body),
         distances=distances(body),
         validation=validation_drawing(body["models"]),
         models=[(model, [_small(chart) for chart in loss_charts(model)]) for model in body["models"]],
-        meanings=figures.MEANINGS,
+        meanings=[meaning for meaning in figures.MEANINGS if local is not None or meaning is not figures.TIME],
         extractor_title=figures.extractor_title,
         classes=class_rows(body["dataset"]),
         chain=chain.groups(body["chain"]),
-        timings=timings,
+        local=local,
         dash=figures.DASH,
     )
 

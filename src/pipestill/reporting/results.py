@@ -72,8 +72,11 @@ class Table:
         return [mark for mark in MARKS if mark in used]
 
 
-def table(body: Mapping[str, Any], seconds: Mapping[str, float | None]) -> Table:
-    """Floors first, then runs in the body's order; columns that nobody has measured are left out."""
+def table(body: Mapping[str, Any], seconds: Mapping[str, float | None] | None = None) -> Table:
+    """Floors first, then runs in the body's order; columns without any value are left out.
+
+    `seconds` per image by run add a column of times.
+    """
     runs, floors = body["runs"], body["floors"]
     entries = [*floors, *runs]
     columns: list[Column] = []
@@ -103,10 +106,11 @@ def table(body: Mapping[str, Any], seconds: Mapping[str, float | None]) -> Table
 
     add("Cost", "Evaluations", lambda entry: _count(entry, "evaluations"))
     add("Cost", "Guidance", _guidance)
-    columns.append(Column("Time an image", "Cost", start=not columns))
-    for row, entry in zip(cells, entries, strict=True):
-        taken = seconds.get(entry.get("name", ""))
-        row.append(Cell(figures.duration(taken), "", taken))
+    if seconds is not None:
+        columns.append(Column("Time per image", "Cost", start=not columns))
+        for row, entry in zip(cells, entries, strict=True):
+            taken = seconds.get(entry.get("name", ""))
+            row.append(Cell(figures.duration(taken), "", taken))
     for space in body["extractors"]:
         group = figures.extractor_title(space)
         add(group, "Distance", plain(f"fd_{space}", "lowest"))

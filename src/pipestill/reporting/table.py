@@ -1,43 +1,73 @@
-"""The results as a small table for terminals, read from the metrics files alone; imports nothing heavy.
+"""The results as a small table for terminals, read from the metrics files; imports nothing heavy.
 
-Where a params.yaml lies beside the folder of metrics, the table is that of its runs.
+If there is a params.yaml beside the folder of metrics, the table is that of its runs, and a file counts only if it
+belongs to the artefacts that are there now.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipestill import config
+from pipestill.config import Params
 from pipestill.errors import InputError
 from pipestill.progress import warn
 from pipestill.reporting import figures
+from pipestill.reporting.current import FLOOR, Current
+from pipestill.work import read_record
 
-FLOOR = "floor"
+TIME = "per image"
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns, each its head and one cell per run, the runs' names first; and for each run why it does not count."""
+
+    columns: list[tuple[str, list[str]]]
+    notes: list[str | None]
 
 
 def results_table(folder: Path) -> str:
-    """The table over `<folder>/<run>.json`, the floor first, then by falling number of evaluations.
+    """The table over `<folder>/<run>.json` as text, the floor first, then by falling number of evaluations.
 
-    Raises InputError where the folder holds no metrics of those runs or a file cannot be read.
+    Raises InputError if the folder has no metrics of those runs or a file cannot be read.
     """
-    return _render(columns(folder))
+    return _render(table(folder))
 
 
-def columns(folder: Path) -> list[tuple[str, list[str]]]:
-    """The table's columns, each its head and its cells, one cell a run; the first names the runs.
+def table(folder: Path, *, judge: bool = True) -> Table:
+    """The table over `<folder>/<run>.json`. What it leaves out is named on standard error.
 
-    Names on standard error what it leaves out.
+    `judge=False` trusts the files, for a checkout without artefacts.
     """
-    others = strays(folder)
+    params = _params_beside(folder)
+    others = _strays(folder, params)
     if others:
-        warn(f"left out, for params.yaml does not name them: {', '.join(file.stem for file in others)}")
+        warn(f"left out, params.yaml has no such run: {', '.join(file.stem for file in others)}")
     runs = {file.stem: _read(file) for file in sorted(folder.glob("*.json")) if file not in others}
     if not runs:
-        which = " of the runs that params.yaml names" if others else ""
-        raise InputError(f"{folder} holds no metrics{which} (*.json): run pipestill evaluate with --metrics first")
+        which = " of the runs in params.yaml" if others else ""
+        raise InputError(f"{folder} has no metrics{which} (*.json): run pipestill evaluate with --metrics first")
+    notes: dict[str, str] = {}
+    seconds: dict[str, float | None] = {}
+    if params is not None and judge:
+        current = Current(_project(folder), params)
+        for name, body in runs.items():
+            problem = current.metrics_problem(name, body)
+            if problem is not None:
+                notes[name] = problem
+                runs[name] = {}
+            elif name != FLOOR:
+                seconds[name] = _seconds(current.sampling_key(name))
+    return _made(runs, notes, seconds)
+
+
+def _made(runs: dict[str, Metrics], notes: dict[str, str], seconds: dict[str, float | None]) -> Table:
     spaces = figures.extractors(runs.values())
     order = sorted(runs, key=lambda name: _place(name, runs[name], spaces))
     made = [("", [_title(name) for name in order])]
@@ -47,21 +77,37 @@ def columns(folder: Path) -> list[tuple[str, list[str]]]:
     wanted = [*(f"fd_{space}" for space in spaces), "class_accuracy", "diversity"]
     found = [key for key in wanted if any(key in metrics for metrics in runs.values())]
     made += [(key, _column(runs, order, key)) for key in found]
-    times = [figures.duration(figures.value(runs[name], "seconds_per_image") or None) for name in order]
-    made.append(("an image", times))
-    return made
+    if any(value is not None for value in seconds.values()):
+        made.append((TIME, [figures.duration(seconds.get(name)) for name in order]))
+    return Table(made, [notes.get(name) for name in order])
 
 
 def strays(folder: Path) -> list[Path]:
-    """Metrics files of runs that the params.yaml beside the folder does not name; none where no such file lies there.
+    """Metrics files of runs that the params.yaml beside the folder does not name; none if there is no such file.
 
-    Raises InputError where it is not in order.
+    Raises InputError if it is not valid.
     """
-    params = Path(os.path.abspath(folder)).parent / "params.yaml"
-    if not params.exists():
+    return _strays(folder, _params_beside(folder))
+
+
+def _strays(folder: Path, params: Params | None) -> list[Path]:
+    if params is None:
         return []
-    named = {FLOOR, *config.load(params).sampling.runs}
-    return [file for file in sorted(folder.glob("*.json")) if file.stem not in named]
+    return [file for file in sorted(folder.glob("*.json")) if file.stem not in {FLOOR, *params.sampling.runs}]
+
+
+def _project(folder: Path) -> Path:
+    return Path(os.path.abspath(folder)).parent
+
+
+def _params_beside(folder: Path) -> Params | None:
+    path = _project(folder) / "params.yaml"
+    return config.load(path) if path.exists() else None
+
+
+def _seconds(key: str | None) -> float | None:
+    """Seconds per image, if this machine made the samples."""
+    return None if key is None else figures.value(read_record("sample", key), "seconds_per_image")
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -93,14 +139,13 @@ def _column(runs: dict[str, dict[str, Any]], order: list[str], key: str) -> list
     return [figures.fixed(found, places) for found in values]
 
 
-def _render(columns: list[tuple[str, list[str]]]) -> str:
-    widths = [max(map(len, [head, *cells])) for head, cells in columns]
-    lines = ["  ".join(_cell(head, widths, place) for place, (head, _) in enumerate(columns))]
+def _render(table: Table) -> str:
+    widths = [max(map(len, [head, *cells])) for head, cells in table.columns]
+    lines = ["  ".join(_cell(head, widths, place) for place, (head, _) in enumerate(table.columns))]
     lines.append("─" * len(lines[0]))
-    lines += [
-        "  ".join(_cell(cells[row], widths, place) for place, (_, cells) in enumerate(columns)).rstrip()
-        for row in range(len(columns[0][1]))
-    ]
+    for row, note in enumerate(table.notes):
+        cells = "  ".join(_cell(cells[row], widths, place) for place, (_, cells) in enumerate(table.columns))
+        lines.append(cells.rstrip() if note is None else f"{cells}  not current: {note}")
     return "\n".join(lines) + "\n"
 
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from pipestill import artifacts, outputs
 from pipestill.config import EvaluationParams, OperationParams
 from pipestill.errors import InputError
+from pipestill.evaluation.headline import file_of
 from pipestill.launch import Spread
 from pipestill.outputs import ArtifactKind, Kind, Written
 from pipestill.progress import say
 from pipestill.stages.common import add_common, add_launch, entry, load_params, spread_of, work_over_ranks
 from pipestill.stages.watch import watch
-from pipestill.work import read_record
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipestill.sampling.store import Samples
     from pipestill.work import Work
 
-VERSION = 2
+VERSION = 3
 METRICS, SEEDS = "metrics.json", "seeds.json"
 EXAMPLES = """\
   pipestill evaluate --name student-4 --samples artifacts/samples/student-4 --reference artifacts/reference \\
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="reference artefact")
     parser.add_argument(
-        "--metrics", type=Written(outputs.METRICS), metavar="FILE", help="copy with timings, for people and DVC"
+        "--metrics", type=Written(outputs.METRICS), metavar="FILE", help="the main metrics, for people, git and DVC"
     )
     parser.add_argument("--by", metavar="FIGURE", help="with --watch: the best state is the one whose figure is lowest")
     parser.add_argument("--dataset", type=Path, metavar="DIR", help="with --watch: dataset artefact, for plan=data")
@@ -134,8 +134,9 @@ def evaluate(
 
             artifact = _measure(params, name, open_samples(samples), open_reference(reference), work, world)
         if world.leader and artifact is not None and metrics is not None:
-            seconds = read_record("sample", sampled.manifest.key).get("seconds_per_image")
-            _write_metrics(metrics, artifact, seconds)
+            outputs.write_file(
+                metrics, outputs.METRICS, file_of([json.loads(artifact.file(METRICS).read_text(encoding="utf-8"))])
+            )
         return artifact
 
 
@@ -225,19 +226,6 @@ def _figures(samples: Samples, reference: Reference, repetitions: list[dict[str,
         "seeds": len(samples.seeds),
     }
     return {**means, **beside, **run, "intervals": intervals, "protocol": measure.stated(texts)}
-
-
-def _write_metrics(path: Path, artifact: Artifact, seconds_per_image: float | None) -> None:
-    """The copy for people: the artefact's figures and the seconds an image took, kept if they are known no more."""
-    body = json.loads(artifact.file(METRICS).read_text(encoding="utf-8"))
-    if seconds_per_image is None:
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            before = {}
-        if before | {"seconds_per_image": None} == body | {"seconds_per_image": None}:
-            seconds_per_image = before["seconds_per_image"]
-    outputs.write_file(path, outputs.METRICS, _json(body | {"seconds_per_image": seconds_per_image}))
 
 
 def _json(body: dict[str, Any]) -> str:

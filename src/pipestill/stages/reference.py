@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipestill import artifacts, outputs
 from pipestill.config import OperationParams, ReferenceParams
 from pipestill.errors import InputError
+from pipestill.evaluation.headline import file_of
 from pipestill.launch import Spread
 from pipestill.outputs import Written
 from pipestill.progress import say
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pipestill.distributed import World
     from pipestill.work import Work
 
-VERSION = 2
+VERSION = 3
 EXAMPLES = """\
   pipestill reference --dataset artifacts/dataset --output artifacts/reference --metrics metrics/floor.json
   pipestill reference --dataset artifacts/dataset --output /tmp/reference reference.floor.counts=[200,500]
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common(parser, makes="reference")
     parser.add_argument("--dataset", type=Path, required=True, metavar="DIR", help="dataset artefact")
     parser.add_argument(
-        "--metrics", type=Written(outputs.FLOOR), metavar="FILE", help="copy of the floor's figures, for people and DVC"
+        "--metrics", type=Written(outputs.FLOOR), metavar="FILE", help="the floor's main metrics, for people, git, DVC"
     )
     add_launch(parser)
 
@@ -92,7 +93,7 @@ def build_reference(
             from pipestill.evaluation.reference import FLOOR
 
             floors = json.loads(artifact.file(FLOOR).read_text(encoding="utf-8"))
-            outputs.write_file(metrics, outputs.FLOOR, _floor_metrics(floors))
+            outputs.write_file(metrics, outputs.FLOOR, file_of(list(floors.values())))
         return artifact
 
 
@@ -155,12 +156,3 @@ def _build(
     for floor_count, found in distances.items():
         say(f"floor at {floor_count} images: " + ", ".join(f"{key} {value:.4g}" for key, value in found.items()))
     return artifact
-
-
-def _floor_metrics(floors: dict[str, dict[str, Any]]) -> str:
-    """metrics/floor.json: the first count's figures under the keys of a run, and every count's where there are more."""
-    first, *others = floors
-    body = dict(floors[first])
-    if others:
-        body["counts"] = list(floors.values())
-    return json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,28 +1,31 @@
 """One self-contained page: results beside their floors, distances, samples, curves, the data, the provenance.
 
-Everything but timings is kept as `report.json`; the page shows it, and opens without a network.
+The artefact holds the page and its content as `report.json`. A second page below `$PIPESTILL_RUNS` also shows what only
+this machine knows: times, and the pictures that trainings made on the way.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipestill.config import Params
 from pipestill.errors import InputError
 from pipestill.outputs import ArtifactKind, Written
 from pipestill.progress import say, warn
 from pipestill.stages.common import add_common, load_params
-from pipestill.work import open_work, read_record
+from pipestill.work import open_work, read_record, run_folder, runs_root, write_atomic
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
-    from pipestill.reporting.page import Timings
+    from pipestill.reporting.page import Local, Preview
     from pipestill.reporting.sources import Places, Sources
 
-VERSION = 4
+VERSION = 5
 PAGE = "index.html"
+PICTURES = (".png", ".webp")
+PREVIEWS = 6  # shown of each model
 EXAMPLES = """\
   pipestill report --evaluations artifacts/evaluations --samples artifacts/samples --models artifacts/models \\
       --dataset artifacts/dataset --reference artifacts/reference --output artifacts/report
@@ -43,9 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in FOLDERS.items():
         parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=text)
     parser.add_argument("--tuned", type=Path, metavar="DIR", help="folder with tuned artefacts, for the provenance")
-    parser.add_argument(
-        "--metrics", type=Path, metavar="DIR", help="where timings are taken from that this machine has no record of"
-    )
     parser.add_argument(
         "--partial", action="store_true", help="leave out what is missing or made from other inputs, and say so"
     )
@@ -70,15 +70,14 @@ def main(options: argparse.Namespace) -> None:
 
     places = Places(**{name: getattr(options, name) for name in FOLDERS}, tuned=options.tuned)
     params = load_params(options)
-    report(params, places=places, output=options.output, metrics=options.metrics, partial=options.partial)
+    report(params, places=places, output=options.output, partial=options.partial)
 
 
-def report(
-    params: Params, *, places: Places, output: Path, metrics: Path | None = None, partial: bool = False
-) -> Artifact:
-    """Makes the report over every teacher, student and run that the parameters name; returns its artefact.
+def report(params: Params, *, places: Places, output: Path, partial: bool = False) -> Artifact:
+    """Makes the report on every model and run that the parameters name; returns its artefact.
 
-    Raises InputError where one of them is missing or was made from other inputs than those given.
+    Also writes `full_page()`. Raises InputError if a model or run is missing or was made from other inputs than those
+    given.
     """
     from pipestill.reporting import sources as finder
 
@@ -96,43 +95,67 @@ def report(
         inputs=sources.inputs,
         output=output,
     ) as work:
-        if work.done is not None:
-            say(f"{output} is there and verifies: nothing to do")
-            return work.done
-
         from pipestill import digests
         from pipestill.data.store import open_dataset
         from pipestill.reporting import gather, grids, page, tables
 
-        dataset = open_dataset(places.dataset)
-        body = gather.gather(sources, dataset, params.report)
-        body["grids"], files = grids.make_grids(sources, dataset, params.report)
-        files |= {f"charts/distance-{space}.svg": text.encode() for space, text in page.chart_files(body).items()}
-        staging = work.staging()
-        for name, content in (files | tables.plot_files(body)).items():
-            (staging / name).parent.mkdir(parents=True, exist_ok=True)
-            (staging / name).write_bytes(content)
-        (staging / "report.json").write_text(digests.canonical_json(body) + "\n", encoding="utf-8")
-        (staging / PAGE).write_text(page.render(body, files, timings(sources, metrics)), encoding="utf-8")
-        artifact = work.publish(staging, {"runs": len(body["runs"]), "verdict": body["verdict"]}, views=(PAGE,))
-        work.record(finished=True)
-        say(f"the report: {output / PAGE}")
+        if work.done is None:
+            dataset = open_dataset(places.dataset)
+            body = gather.gather(sources, dataset, params.report)
+            body["grids"], files = grids.make_grids(sources, dataset, params.report)
+            files |= {f"charts/distance-{space}.svg": text.encode() for space, text in page.chart_files(body).items()}
+            files |= tables.plot_files(body)
+            files |= {"report.json": (digests.canonical_json(body) + "\n").encode()}
+            files |= {PAGE: page.render(body, files).encode()}
+            staging = work.staging()
+            for name, content in files.items():
+                (staging / name).parent.mkdir(parents=True, exist_ok=True)
+                (staging / name).write_bytes(content)
+            artifact = work.publish(staging, {"runs": len(body["runs"]), "verdict": body["verdict"]})
+            work.record(finished=True)
+        else:
+            artifact = work.done
+            say(f"{output} is there and verifies: nothing to do")
+        _write_full_page(artifact, sources)
+        say(f"report: {output / PAGE}")
+        say(f"report with this machine's times and previews: {full_page()}")
         return artifact
 
 
-def timings(sources: Sources, metrics: Path | None) -> Timings:
-    """Seconds from this machine's records, else from the metrics files, else none."""
-    from pipestill.reporting.gather import read_metrics_file
-    from pipestill.reporting.page import Timings
+def full_page() -> Path:
+    """Where the page with times and previews of the last report is."""
+    return runs_root() / "report" / PAGE
 
-    runs = {}
-    for name, artifact in sources.samples.items():
-        seconds = read_record("sample", artifact.manifest.key).get("seconds_per_image")
-        if seconds is None and metrics is not None:
-            seconds = read_metrics_file(metrics / f"{name}.json").get("seconds_per_image")
-        runs[name] = seconds
-    work = {
-        name: read_record(artifact.manifest.stage, artifact.manifest.key).get("seconds")
-        for name, artifact in sources.named().items()
-    }
-    return Timings(runs, work)
+
+def _write_full_page(artifact: Artifact, sources: Sources) -> None:
+    """The page once more, from the artefact's own files, with what this machine knows."""
+    from pipestill.reporting import gather, page
+
+    body = gather.read_json(artifact, "report.json")
+    files = {name: artifact.file(name).read_bytes() for name in artifact.manifest.files if name.endswith(PICTURES)}
+    write_atomic(full_page(), page.render(body, files, local(sources)))
+
+
+def local(sources: Sources) -> Local:
+    """Seconds and previews in this machine's records of the work behind each artefact."""
+    from pipestill.reporting.page import Local
+
+    def record(artifact: Artifact) -> dict[str, Any]:
+        return read_record(artifact.manifest.stage, artifact.manifest.key)
+
+    return Local(
+        runs={name: record(artifact).get("seconds_per_image") for name, artifact in sources.samples.items()},
+        artefacts={name: record(artifact).get("seconds") for name, artifact in sources.named().items()},
+        previews={name: _previews(artifact) for name, artifact in sources.models.items()},
+    )
+
+
+def _previews(model: Artifact) -> list[Preview]:
+    """A few of the grids that a training made, evenly over its updates, the last one among them."""
+    from pipestill.reporting.page import Preview
+
+    folder = run_folder(model.manifest.stage, model.manifest.key) / "previews"
+    grids = sorted(folder.glob("step-*.png"))
+    every = max(1, -(-len(grids) // PREVIEWS))
+    chosen = grids[::-1][::every][::-1]
+    return [Preview(int(grid.stem.removeprefix("step-")), grid.read_bytes()) for grid in chosen]
