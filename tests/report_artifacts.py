@@ -89,8 +89,15 @@ def found(count: int) -> dict[str, Any]:
     }
 
 
-def build(root: Path, *, runs: Mapping[str, tuple[int, float, float, float, float]] = RUNS, seeds: int = 1) -> Params:
-    """Writes a whole set of artefacts below `root`; returns the parameters that name them."""
+def build(
+    root: Path,
+    *,
+    runs: Mapping[str, tuple[int, float, float, float, float]] = RUNS,
+    seeds: int = 1,
+    converted: bool = False,
+) -> Params:
+    """Writes a whole set of artefacts below `root`; returns their parameters. The teacher may be a converted one."""
+    described = params(runs, seeds=seeds, converted=converted)
     classes = tuple(str(digit) for digit in range(10))
     count = PER_CLASS * len(classes)
     labels = np.arange(count, dtype=np.int64) % len(classes)
@@ -112,7 +119,12 @@ def build(root: Path, *, runs: Mapping[str, tuple[int, float, float, float, floa
 
     source = InputEntry("folder", hashlib.sha256(b"images").hexdigest())
     dataset = publish(
-        root / "dataset", "dataset", "dataset", fill_dataset, parameters={"resolution": SIDE}, inputs={"source": source}
+        root / "dataset",
+        "dataset",
+        "dataset",
+        fill_dataset,
+        parameters=described.data.plain(),
+        inputs={"source": source},
     )
     protocol = [{"figure": f"fd_{name}", "how": f"Fréchet distance to 60 test images; {name}"} for name in FLOOR]
     floor: dict[str, Any] = {f"fd_{name}": value for name, value in FLOOR.items()}
@@ -124,40 +136,56 @@ def build(root: Path, *, runs: Mapping[str, tuple[int, float, float, float, floa
         "reference",
         "reference",
         lambda folder: write_json(folder / "floor.json", {"100": floor | {"protocol": protocol}}),
-        parameters={"floor": {"counts": [100]}},
+        parameters=described.reference.plain(),
         inputs={"dataset": dataset.as_input},
     )
     models: dict[str, Artifact] = {}
     for name, steps in _models(runs).items():
-        models[name] = _model(root, name, steps, dataset, reference, models)
+        models[name] = _model(root, name, steps, dataset, reference, models, described)
     for name, figures in runs.items():
-        _run(root, name, figures, models, reference, protocol, seeds, classes)
-    return params(runs)
+        _run(root, name, figures, models, reference, protocol, described, classes)
+    return described
 
 
-def params(runs: Mapping[str, Any] = RUNS) -> Params:
+def params(runs: Mapping[str, Any] = RUNS, *, seeds: int = 1, converted: bool = False) -> Params:
     """Parameters that name the fixture's teacher, students and runs."""
+    teacher: dict[str, Any] = {"teachers": {"teacher": {}}}
+    if converted:
+        files = [{"path": "edm.pkl", "source": "path", "location": "edm.pkl"}]
+        teacher = {"fetched": {"edm": {"files": files}}, "teachers": {}}
+        teacher["converted"] = {"teacher": {"input": "edm", "file": "edm.pkl"}}
     return check(
-        {
+        teacher
+        | {
             "data": {"path": "images", "resolution": SIDE, "color": "grey"},
             "reference": {"floor": {"counts": [100]}},
-            "teachers": {"teacher": {}},
             "distillation": {
                 "students": {
-                    name: {"teacher": "teacher", "init": "teacher", "steps": steps}
+                    name: {"teacher": "teacher", "init": "teacher", "steps": steps, "seed": SEEDS.get(name, 0)}
                     for name, steps in _models(runs).items()
                     if steps
                 }
             },
             "sampling": {
-                "runs": {
-                    name: {"model": _model_of(name), "sigmas": f"models/{_model_of(name)}", "images": 100}
-                    for name in runs
-                }
+                "runs": {name: _run_parameters(name, seeds) for name in runs},
             },
             "report": {"title": "Digits & <bars>", "grid_columns": 6},
         }
     )
+
+
+def _run_parameters(name: str, seeds: int) -> dict[str, Any]:
+    """A run's parameters, from its name: teacher-heun-79 is Heun at 79 evaluations with a tuned range."""
+    model, sampler, evaluations = _model_of(name), _sampler_of(name), RUNS.get(name, (0,))[0]
+    body = {"model": model, "images": 100, "seeds": list(range(seeds)), "guidance": 1.5 if "cfg15" in name else 1.0}
+    if sampler == "native":
+        return body | {"sigmas": f"models/{model}"}
+    steps = (evaluations + 1) // 2 if sampler == "heun" else evaluations
+    return body | {"sampler": sampler, "steps": steps, "sigmas": f"tuned/{model}"}
+
+
+def _sampler_of(name: str) -> str:
+    return next((word for word in ("heun", "2m", "euler", "renoise") if f"-{word}-" in name), "native")
 
 
 def places(root: Path) -> Places:
@@ -175,7 +203,13 @@ def _model_of(run: str) -> str:
 
 
 def _model(
-    root: Path, name: str, steps: int | None, dataset: Artifact, reference: Artifact, models: Mapping[str, Artifact]
+    root: Path,
+    name: str,
+    steps: int | None,
+    dataset: Artifact,
+    reference: Artifact,
+    models: Mapping[str, Artifact],
+    described: Params,
 ) -> Artifact:
     native = (
         None
@@ -217,12 +251,18 @@ def _model(
         inputs |= {"reference": reference.as_input}
         inputs |= {"teacher": models["teacher"].as_input, "init": models["teacher"].as_input}
         summary |= {"best_step": 250, "validation_distance": 30 / steps + 4.16}
+    stages = {
+        "convert": described.converted,
+        "train": described.teachers,
+        "distill": described.distillation.students,
+    }
+    ((stage, section),) = [(stage, sections[name]) for stage, sections in stages.items() if name in sections]
     return publish(
         root / "models" / name,
         "model",
-        "train" if steps is None else "distill",
+        stage,
         fill,
-        parameters={"seed": SEEDS.get(name, 0), "steps": steps, "optimizer": {"betas": [0.9, 0.99]}},
+        parameters=section.plain(),
         inputs=inputs,
         summary=summary,
     )
@@ -235,15 +275,13 @@ def _run(
     models: Mapping[str, Artifact],
     reference: Artifact,
     protocol: Sequence[Mapping[str, str]],
-    seeds: int,
+    described: Params,
     classes: tuple[str, ...],
 ) -> None:
-    model = _model_of(name)
+    run = described.sampling.runs[name]
+    model, sampler, guidance, images, seeds = run.model, run.sampler, run.guidance, run.images, len(run.seeds)
     evaluations, classifier, efficient, accuracy, diversity = figures
-    sampler = next((word for word in ("heun", "2m", "euler", "renoise") if f"-{word}-" in name), "native")
-    guidance = 1.5 if name.endswith("cfg15") else 1.0
-    steps = (MODELS | REPEATED)[model] or ((evaluations + 1) // 2 if sampler == "heun" else evaluations)
-    images = 100
+    steps = (MODELS | REPEATED)[model] or run.steps
     total = images * seeds
 
     def fill_samples(folder: Path) -> None:
@@ -270,15 +308,7 @@ def _run(
         "samples",
         "sample",
         fill_samples,
-        parameters={
-            "model": model,
-            "sampler": sampler,
-            "steps": None if sampler == "native" else steps,
-            "guidance": guidance,
-            "sigmas": f"models/{model}" if sampler == "native" else f"tuned/{model}",
-            "seeds": list(range(seeds)),
-            "images": images,
-        },
+        parameters=run.plain(),
         inputs={"model": models[model].as_input},
     )
     metrics: dict[str, Any] = {
@@ -309,5 +339,6 @@ def _run(
         "evaluation",
         "evaluate",
         lambda folder: write_json(folder / "metrics.json", metrics),
+        parameters=described.evaluation.plain(),
         inputs={"samples": samples.as_input, "reference": reference.as_input},
     )

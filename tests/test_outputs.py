@@ -35,7 +35,7 @@ READ = {
     *((command, "--model") for command in ("convert", "tune", "sample", "export")),
     *((command, "--reference") for command in ("tune", "distill", "evaluate", "report")),
     *((command, "--samples") for command in ("evaluate", "report", "export")),
-    *((command, "--metrics") for command in ("report", "export")),
+    ("export", "--metrics"),
     *(("report", option) for option in ("--models", "--evaluations", "--tuned", "--print-table")),
     *(("distill", option) for option in ("--teacher", "--init")),
     *(("sample", option) for option in ("--sigmas", "--extractors")),
@@ -289,7 +289,7 @@ def test_a_report_on_data_replaces_an_earlier_one(tmp_path: Path, monkeypatch: p
         assert json.loads(Path("page/report.json").read_text())["images"] == 2 * each
 
 
-METRICS = {"protocol": [], "evaluations": 4, "fd_classifier": 1.0}
+METRICS = {"evaluations": 4, "guidance": 1.0, "images": 40, "seeds": 1, "fd_classifier": 1.0}
 
 
 def test_metrics_of_a_run_and_of_the_floor_are_told_apart(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 import report_artifacts
-from pipestill import artifacts, cli
+from pipestill import artifacts, cli, previews
 from pipestill.config import Params, check
 from pipestill.errors import InputError
 from pipestill.reporting import figures, gather, grids, results
@@ -271,10 +271,10 @@ def test_the_artefact_does_not_depend_on_place_or_times_and_the_page_beside_the_
     folder.mkdir(parents=True)
     (folder / "record.json").write_text(json.dumps({"seconds_per_image": 0.00321, "finished": True}))
     student = artifacts.read(runs / "models" / "student-4", "model").manifest
-    previews = run_folder(student.stage, student.key) / "previews"
-    previews.mkdir(parents=True)
+    pictures = previews.folder("student-4", student.key)
+    pictures.mkdir(parents=True)
     for step in range(10, 140, 10):
-        Image.new("L", (4, 4), step).save(previews / f"step-{step:08d}.png")
+        Image.new("L", (4, 4), step).save(pictures / f"step-{step:08d}.png")
     _, later = make(runs, params, "second/report")
     first, second = (artifacts.read(runs / place, "report") for place in ("first", "second/report"))
     assert first.manifest.to_json() == second.manifest.to_json()
@@ -283,7 +283,7 @@ def test_the_artefact_does_not_depend_on_place_or_times_and_the_page_beside_the_
     text = full.read_text()
     assert "3.21 ms" in text
     assert re.findall(r"Preview of student-4 after update (\d+)", text) == ["10", "40", "70", "100", "130"]
-    shown = base64.b64encode((previews / "step-00000130.png").read_bytes()).decode()
+    shown = base64.b64encode((pictures / "step-00000130.png").read_bytes()).decode()
     assert f'src="data:image/png;base64,{shown}" alt="Preview of student-4 after update 130"' in text
     assert Page(text).rows
     assert str(tmp_path) not in (runs / "first" / "report.json").read_text()
@@ -340,11 +340,7 @@ def test_artefacts_that_do_not_belong_together_are_refused(runs: Path) -> None:
 
 
 def test_a_converted_model_is_among_those_of_the_report(runs: Path) -> None:
-    body = report_artifacts.build(runs).plain()
-    del body["teachers"]["teacher"]
-    body["fetched"] = {"edm": {"files": [{"path": "edm.pkl", "source": "path", "location": "edm.pkl"}]}}
-    body["converted"] = {"teacher": {"input": "edm", "file": "edm.pkl"}}
-    made, _ = make(runs, check(body))
+    made, _ = make(runs, report_artifacts.build(runs, converted=True))
     assert {run["model"] for run in made["runs"]} == {"teacher", "student-10", "student-4"}
     assert made["left_out"] == []
 
@@ -357,9 +353,33 @@ def test_what_comes_from_a_model_that_is_left_out_is_left_out_too(runs: Path) ->
     assert {"models/teacher", "models/student-4", "samples/student-4"} <= set(body["left_out"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"data.resolution": 16}, "dataset"),
+        ({"reference.classifier.seed": 1}, "reference"),
+        ({"teachers.teacher.training.seed": 1}, "models/teacher"),
+        ({"distillation.students.student-4.seed": 7}, "models/student-4"),
+        ({"sampling.runs.student-4.guidance": 2.0}, "samples/student-4"),
+        ({"evaluation.batch": 7}, "evaluations/"),
+    ],
+)
+def test_artefacts_of_the_same_name_but_of_other_parameters_are_refused(
+    made: Made, tmp_path: Path, changes: dict[str, Any], what: str
+) -> None:
+    ((name, value),) = changes.items()
+    body = node = made.params.plain()
+    *parents, last = name.split(".")
+    for parent in parents:
+        node = node[parent]
+    node[last] = value
+    with pytest.raises(InputError, match=f"{what}.* was made with different parameters than the current ones"):
+        report(check(body), places=report_artifacts.places(made.root), output=tmp_path / "report")
+
+
 def test_runs_of_other_parameters_are_left_alone(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "runs"))
-    params = report_artifacts.params({"student-4": None})
+    params = report_artifacts.params({"student-4": None}, seeds=5)
     artifact = report(params, places=report_artifacts.places(made.root), output=tmp_path / "report")
     body = json.loads((artifact.path / "report.json").read_text())
     assert [run["name"] for run in body["runs"]] == ["student-4"]

@@ -35,7 +35,7 @@ def test_operation_and_place_change_no_byte_that_is_tracked(tiny: Project, tmp_p
     project = make_project(tmp_path / "elsewhere" / "project", *TINY)
     params = yaml.safe_load((project.root / "params.yaml").read_text())
     params["operation"] |= OTHERWISE
-    params["operation"]["preview"] |= {"every": 1, "each": 1, "rows": 2}
+    params["operation"]["preview"] |= {"share": 1, "every": 1, "each": 1, "rows": 2}
     (project.root / "params.yaml").write_text(yaml.safe_dump(params))
     project.by_hand_here()
     assert "not recorded" not in project.here("record")

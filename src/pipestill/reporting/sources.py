@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipestill import artifacts
 from pipestill.artifacts import Artifact, InputEntry
-from pipestill.config import Params
+from pipestill.config import Params, Section
 from pipestill.errors import InputError
 
 GROUPS = {"model": "models", "tuned": "tuned", "samples": "samples", "evaluation": "evaluations"}
@@ -53,9 +53,18 @@ def find(params: Params, places: Places, *, partial: bool = False) -> Sources:
     """The artefacts of every model and run that the parameters name, and the tuned ranges that runs use.
 
     Whatever else lies in the folders belongs to other parameters and is left alone. Raises InputError where one is
-    missing or was made from others than those given; `partial` leaves such ones out instead and says so.
+    missing, was made with other parameters or from others than those given; `partial` leaves such ones out instead
+    and says so.
     """
+    runs = params.sampling.runs
+    sections: dict[str, Mapping[str, Section]] = {
+        "model": {**params.converted, **params.teachers, **params.distillation.students},
+        "tuned": params.tune,
+        "samples": runs,
+        "evaluation": dict.fromkeys(runs, params.evaluation),
+    }
     dataset = artifacts.read(places.dataset, "dataset")
+    _require(_otherwise(dataset, params.data))
     known = {"dataset": {dataset.manifest.payload: places.dataset}}
     left_out: dict[str, str] = {}
 
@@ -70,7 +79,10 @@ def find(params: Params, places: Places, *, partial: bool = False) -> Sources:
                 left_out[f"{GROUPS[kind]}/{name}"] = str(error)
         while True:  # what was made from one that is left out is left out too
             known[kind] = {artifact.manifest.payload: artifact.path for artifact in found.values()}
-            problems = {name: _stranger(artifact, known) for name, artifact in found.items()}
+            problems = {
+                name: _otherwise(artifact, sections[kind][name]) or _stranger(artifact, known)
+                for name, artifact in found.items()
+            }
             foreign = {name: problem for name, problem in problems.items() if problem is not None}
             if not foreign:
                 return found
@@ -81,16 +93,12 @@ def find(params: Params, places: Places, *, partial: bool = False) -> Sources:
                 del found[name]
 
     reference = artifacts.read(places.reference, "reference")
-    problem = _stranger(reference, known)
-    if problem is not None:
-        raise InputError(problem)
+    _require(_otherwise(reference, params.reference) or _stranger(reference, known))
     known["reference"] = {reference.manifest.payload: places.reference}
     models = gather("model", places.models, params.models)
-    used = {
-        run.sigmas.removeprefix("tuned/") for run in params.sampling.runs.values() if run.sigmas.startswith("tuned/")
-    }
+    used = {run.sigmas.removeprefix("tuned/") for run in runs.values() if run.sigmas.startswith("tuned/")}
     tuned = gather("tuned", places.tuned, used) if places.tuned is not None else {}
-    samples = gather("samples", places.samples, params.sampling.runs)
+    samples = gather("samples", places.samples, runs)
     evaluations = gather("evaluation", places.evaluations, samples)
     return Sources(
         dataset=dataset,
@@ -101,6 +109,20 @@ def find(params: Params, places: Places, *, partial: bool = False) -> Sources:
         evaluations=evaluations,
         left_out=left_out,
     )
+
+
+def _require(problem: str | None) -> None:
+    if problem is not None:
+        raise InputError(problem)
+
+
+def _otherwise(artifact: Artifact, section: Section) -> str | None:
+    """Says that an artefact was made with other parameters than its section states: names are shared by experiments."""
+    manifest = artifact.manifest
+    if dict(manifest.parameters) == section.plain():
+        return None
+    what = f"{artifact.path} was made with different parameters than the current ones"
+    return f"{what}: run pipestill {manifest.stage} again"
 
 
 def _stranger(artifact: Artifact, known: Mapping[str, Mapping[str, Path]]) -> str | None:

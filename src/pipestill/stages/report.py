@@ -10,12 +10,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipestill import previews
 from pipestill.config import Params
 from pipestill.errors import InputError
 from pipestill.outputs import ArtifactKind, Written
 from pipestill.progress import say, warn
 from pipestill.stages.common import add_common, load_params
-from pipestill.work import open_work, read_record, run_folder, runs_root, write_atomic
+from pipestill.work import open_work, read_record, runs_root, write_atomic
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
@@ -154,8 +155,7 @@ def _previews(model: Artifact) -> list[Preview]:
     """A few of the grids that a training made, evenly over its updates, the last one among them."""
     from pipestill.reporting.page import Preview
 
-    folder = run_folder(model.manifest.stage, model.manifest.key) / "previews"
-    grids = sorted(folder.glob("step-*.png"))
+    grids = previews.previews_of(model.manifest.key)
     every = max(1, -(-len(grids) // PREVIEWS))
     chosen = grids[::-1][::every][::-1]
     return [Preview(int(grid.stem.removeprefix("step-")), grid.read_bytes()) for grid in chosen]
