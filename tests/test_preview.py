@@ -226,23 +226,24 @@ def test_previews_take_at_most_their_share_of_the_time(tmp_path: Path, model: Pa
 def test_a_first_preview_is_estimated_by_one_evaluation(
     tmp_path: Path, model: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """18 steps of Heun are 35 evaluations; six items are one batch. The estimate itself counts as spent."""
+    """18 steps of Heun are 35 evaluations; six items are one batch. The estimate itself counts as spent, 9 s."""
+    lasting = iter((5.0, 2.0, 2.0))
     made = previews(model, tmp_path, World(0, 1, torch.device("cpu")))
     network = made._denoiser.network.train()
     whole, random = network.forward, torch.get_rng_state()
 
     def forward(*words: Any, **named: Any) -> Any:
-        clock.now += 2.0
+        clock.now += next(lasting)
         assert not network.training
         return whole(*words, **named)
 
     monkeypatch.setattr(network, "forward", forward)
-    clock.now += 3500.0
+    clock.now += 3900.0
     assert not made.affordable()
-    assert (made._expected, made.seconds) == (70.0, 2.0)
-    clock.now = 3599.0
+    assert (made._expected, made.seconds) == (70.0, 9.0)
+    clock.now = 3949.0
     assert not made.affordable()
-    clock.now = 3600.0
+    clock.now = 3951.0
     assert made.affordable()
     assert network.training
     assert torch.equal(torch.get_rng_state(), random)
