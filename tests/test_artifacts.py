@@ -14,6 +14,7 @@ import pytest
 from pipestill import artifacts
 from pipestill.artifacts import FileEntry, InputEntry, Manifest
 from pipestill.errors import InputError, SurroundingsError
+from pipestill.tracing import trace
 from pipestill.work import Work, open_work, read_record
 
 
@@ -359,3 +360,19 @@ def test_outside_files_that_cannot_be_read_are_one_line(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(InputError, match=r"a cannot be read \(Permission denied\)$"):
         artifacts.outside_input(tmp_path)
+
+
+@pytest.mark.timeout(30)
+def test_metrics_that_are_no_file_of_metrics_are_one_line(tmp_path: Path) -> None:
+    """`pipestill trace` and `pipestill export --metrics`."""
+    path = tmp_path / "run.json"
+    for make, says in (
+        (lambda: os.mkfifo(path), r"run\.json cannot be read \(it is a named pipe, not a file\)$"),
+        (lambda: path.mkdir(), r"run\.json cannot be read \(it is a folder, not a file\)$"),
+        (lambda: path.write_bytes(b"\xff"), "run.json cannot be read as JSON"),
+        (lambda: path.write_text("[[1]]"), "run.json holds no metrics"),
+    ):
+        make()
+        with pytest.raises(InputError, match=says):
+            trace(path, tmp_path)
+        path.rmdir() if path.is_dir() else path.unlink()

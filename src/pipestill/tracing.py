@@ -84,6 +84,8 @@ def _artifact_of(path: Path, known: Mapping[InputEntry, Artifact]) -> Artifact:
             raise unreadable(path, error) from error
         except ValueError as error:
             raise InputError(f"{path} cannot be read as JSON: {error}") from error
+        if not isinstance(body, dict):
+            raise InputError(f"{path} holds no metrics: name metrics/RUN.json")
         for artifact in sorted(known.values(), key=lambda artifact: artifact.path.name != path.stem):
             if any(is_headline(body, original) for original in figures_of(artifact)):
                 return artifact

@@ -31,7 +31,7 @@ FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 ORIENTATION = 0x0112  # EXIF tag
-MOST_PIXELS = 1 << 27  # of one image: 512 MiB decoded, and up to 1.2 GiB while it is converted
+MOST_PIXELS = 1 << 27  # of one image: 512 MiB decoded, and at most 1.7 GiB while it is converted
 PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")
 TURNS = {  # what makes an image upright, by its EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -168,9 +168,11 @@ def _opaque(image: Image.Image, background: tuple[int, int, int] | None, found: 
         if background is None:
             raise BadImage("has transparent pixels: set data.background to the colour behind them")
         canvas = Image.new("RGB", image.size, background)
-        canvas.paste(image.convert("RGB"), mask=alpha)  # (colour·alpha + background·(255 - alpha)) / 255, rounded
+        colour = image if image.mode in ("LA", "RGBA") else image.convert("RGB")
+        canvas.paste(colour, mask=alpha)  # (colour·alpha + background·(255 - alpha)) / 255, rounded
         return canvas
-    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _alpha(image: Image.Image) -> Image.Image | None:
@@ -203,7 +205,7 @@ def _center_crop(image: Image.Image, form: Form) -> Image.Image:
     """The middle square, resized by the named filter (the usual preparation of EDM's data sets)."""
     short = min(image.size)
     left, top = (image.width - short) // 2, (image.height - short) // 2
-    square = image.crop((left, top, left + short, top + short))
+    square = image if image.size == (short, short) else image.crop((left, top, left + short, top + short))
     return square.resize((form.resolution, form.resolution), FILTERS[form.filter])
 
 

@@ -75,6 +75,8 @@ def main(options: argparse.Namespace) -> int:
 
             data = params.data.model_copy(update={"path": options.check})
             found = check(data, report=options.report, workers=workers, stop=stop)
+            if not found["images"]:
+                return 2  # what is wrong with the files says it all
             refused = misfits(params.reference, found["parts"], labelled=params.data.labels, where=options.check)
             for line in refused or list(contradictions(params))[:1]:
                 warn(f"the stages that follow would refuse this: {line}")
