@@ -103,6 +103,13 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_what_a_training_warned_of_stands_with_its_curves(made: Made) -> None:
+    warned = {model["name"]: model["warnings"] for model in made.body["models"]}
+    assert warned.pop("teacher") == [report_artifacts.WARNING]
+    assert not any(warned.values())
+    assert made.text.count(f'<p class="notice">{report_artifacts.WARNING}</p>') == 1
+
+
 # --- figures ------------------------------------------------------------------------------------------------------
 
 

@@ -122,6 +122,7 @@ def _model(name: str, artifact: Artifact) -> Body:
         "noise": figures.noise_of(card),
         "from": inputs["init"].payload if "init" in inputs else None,
         "best_step": summary.get("best_step"),
+        "warnings": list(summary.get("warnings", [])),
         "curves": _curves(artifact),
     }
 
