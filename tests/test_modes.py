@@ -165,7 +165,7 @@ def test_unreadable_files_of_the_user_are_one_line(tmp_path: Path) -> None:
     names.write_text("a\nb\n")
     images = tmp_path / "images.npz"
     images.write_bytes(b"x")
-    words = ["dataset", "--check", images, "data.format=npz", "data.resolution=8"]
+    words = ["dataset", "--check", images, "--quiet", "data.format=npz", "data.resolution=8"]
     refused(images, *words, folder=tmp_path)
 
 

@@ -45,6 +45,8 @@ READ = {
     ("train", "--start"),
     ("evaluate", "--watch"),
     ("trace", "path"),
+    ("clean", "paths"),
+    ("clean", "--archive"),  # files are moved into it, each to a name that is free
 }
 
 
