@@ -22,10 +22,10 @@ from pipestill import artifacts
 from pipestill.artifacts import MARK
 from pipestill.errors import InputError
 from pipestill.modes import follow_umask
+from pipestill.project import PATHS
 from pipestill.work import locked, writing
 
 ELSEWHERE = "choose another path, or move it"
-PATHS = ("DIR", "FILE", "PATH")  # how options for paths are called in --help
 MADE_BY = "pipestill"  # the sign in formats that have room for one
 
 
