@@ -20,9 +20,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
+from pipestill import mixes
 from pipestill.config import DataParams, ExampleParams, OperationParams, ReferenceParams
 from pipestill.data.store import Dataset, open_dataset
-from pipestill.evaluation.measure import Figures, measure, stratified
+from pipestill.evaluation.matching import chosen, match
+from pipestill.evaluation.measure import Figures, measure
 from pipestill.evaluation.reference import Reference, open_reference
 from pipestill.stages.dataset import build
 from pipestill.stages.example import write_example
@@ -59,7 +61,8 @@ def prepare(folder: Path) -> tuple[Dataset, Reference]:
 def spoilt(data: Dataset) -> dict[str, tuple[Images, NDArray[np.int64]]]:
     """Images and the classes asked for, by fault."""
     train = data.split["train"]
-    rows = train[stratified(torch.from_numpy(data.labels[train]), COUNT, seed=1, draw=0).numpy()]
+    sizes = mixes.apportioned(data.train_counts, COUNT)
+    rows = train[chosen(data.labels[train], sizes, seed=1, purpose="floor", draw=0).numpy()]
     images, labels = data.images(rows), data.labels[rows]
     noise = np.random.RandomState(0).randn(*images.shape) * 24
 
@@ -88,12 +91,12 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         data, reference = prepare(Path(folder))
-        floor = reference.floor(COUNT)
+        floor = reference.floor(COUNT, "balanced")
         found: dict[str, Figures] = {"floor": {key: floor[key] for key in COLUMNS}}
         for fault, (images, labels) in spoilt(data).items():
             pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
             features = {space: reference.extractor(space)(pixels) for space in reference.index.spaces}
-            found[fault] = measure(reference, features, torch.from_numpy(labels))
+            found[fault] = measure(reference, features, torch.from_numpy(labels), match=match(reference, "balanced"))
     print("| images | " + " | ".join(COLUMNS) + " |")
     print("| --- " * (len(COLUMNS) + 1) + "|")
     for fault, figures in found.items():

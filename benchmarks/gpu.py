@@ -31,6 +31,7 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -176,6 +177,7 @@ class Bench:
             validation=NoValidation(),  # type: ignore[arg-type]
             world=self.world,
             train_images=batch,
+            mix=np.ones(len(self.card.classes), dtype=np.int64),
         )
 
     def iteration(self, *, batch: int, rollout: Rollout, precision: Precision, compiled: bool) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def train(way: str, seed: int, options: argparse.Namespace, device: torch.device
         world=world,
         cache="host",
     )
-    measured = Validation(open_reference(root / "reference"), card, params.validation, world)
+    measured = Validation(open_reference(root / "reference"), card, params.validation, params.plan, world)
     forwards = 0
 
     def count(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

@@ -40,12 +40,20 @@ def make_samples(
     *,
     classes: Sequence[str] = CLASSES,
     seeds: Sequence[int] = (0,),
+    plan: str = "balanced",
 ) -> Artifact:
     """Publishes images uint8 [len(seeds) * n, H, W, C] with their labels as a samples artefact of `seeds`."""
     staging = path.with_name(f".{path.name}.partial")
     staging.mkdir(parents=True)
     index: dict[str, Any] = {"seeds": list(seeds), "images_per_seed": len(images) // len(seeds)}
-    index |= {"classes": list(classes), "evaluations": 20, "guidance": 1.5, "sampler": "euler", "steps": 10}
+    index |= {
+        "plan": plan,
+        "classes": list(classes),
+        "evaluations": 20,
+        "guidance": 1.5,
+        "sampler": "euler",
+        "steps": 10,
+    }
     write_samples(staging, [images], labels=labels, shape=images.shape[1:], index=index)
     manifest = Manifest("samples", "sample", 1, {"seeds": list(seeds)}, {}, artifacts.describe_files(staging))
     return artifacts.publish(staging, path, manifest)

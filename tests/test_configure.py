@@ -122,6 +122,29 @@ def test_what_follows_from_the_runs_is_derived() -> None:
     assert (params.sampling.runs["b"].steps, params.sampling.runs["b"].images) == (4, 20)
 
 
+def test_class_mixes_follow_the_runs() -> None:
+    own = configure.compose(["experiment=own", "data.path=images"])
+    assert {run.plan for run in own.sampling.runs.values()} == {"data"}
+    assert own.reference.floor.plans == ("data",)
+    assert {student.plan for student in own.distillation.students.values()} == {own.tune["teacher"].plan} == {"data"}
+    mixed = configure.compose(
+        [
+            "experiment=digits",
+            "sampling.runs.student-4.plan=data",
+            "tuning.plan=data",
+            "sampling.runs.student-10.plan=drawn",
+        ]
+    )
+    assert mixed.reference.floor.plans == ("balanced", "data")
+    assert {name: student.plan for name, student in mixed.distillation.students.items()} == {
+        "student-10": "balanced",
+        "student-4": "data",
+    }
+    assert mixed.tune["teacher"].plan == "data"
+    published = configure.compose(["experiment=imagenet64_dmd2_1step"])
+    assert {student.gan.real for student in published.distillation.students.values()} == {"data"}
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [
@@ -264,6 +287,7 @@ def test_shared_settings_are_led_to_their_place_in_a_parameter_file(tmp_path: Pa
         ("sampling.runs.student-4.images=40", "student-4.images: 40 is not among reference.floor.counts [500]"),
         ("sampling.runs.teacher-heun-9.steps=6", "heun at 6 steps is not in tune.teacher.solvers"),
         ("tune.teacher.solvers=[{sampler: 2m, steps: 8}]", "is not in tune.teacher.solvers"),
+        ("sampling.runs.student-4.plan=data", "plan=data needs a floor of plan data, which is not among"),
         ("data.labels=false", "data.labels=false leaves no classes"),
         ("data.resolution=33", "and 33 pixels cannot be"),
         ("distillation.students.student-4.teacher=mine", "'mine' is no teacher"),

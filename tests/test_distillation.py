@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class NoValidation:
         return 1.0
 
 
-def distillation(world: World | None = None, **overrides: Any) -> Distillation:
+def distillation(world: World | None = None, mix: tuple[int, ...] = (1, 1, 1), **overrides: Any) -> Distillation:
     usual = {"teacher": "teacher", "init": "teacher", "steps": 3, "iterations": 4, "batch": 6, "update_ratio": 2}
     params = StudentParams.model_validate(usual | overrides)
     world = world or World(0, 1, torch.device("cpu"))
@@ -74,7 +75,19 @@ def distillation(world: World | None = None, **overrides: Any) -> Distillation:
         validation=NoValidation(),  # type: ignore[arg-type]
         world=world,
         train_images=60,
+        mix=np.array(mix),
     )
+
+
+def test_labels_are_drawn_from_the_mix_and_a_class_without_images_never() -> None:
+    def drawn(*mix: int) -> np.ndarray:
+        condition = distillation(mix=mix, label_dropout=0.0)._condition(torch.arange(3000))
+        return np.bincount(condition.labels.numpy(), minlength=3)  # type: ignore[attr-defined]
+
+    assert drawn(0, 3, 1)[0] == 0
+    assert drawn(0, 3, 1)[1] / 3000 == pytest.approx(0.75, abs=0.03)
+    uniform = counter.integers(0, "distill/label", torch.arange(3000), 3)
+    assert (drawn(1, 1, 1) == np.bincount(uniform.numpy())).all()  # equal shares draw what they always drew
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

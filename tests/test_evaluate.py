@@ -148,7 +148,7 @@ def test_the_distance_agrees_with_torch_fidelity_in_single_precision_too(
 def test_fresh_images_of_the_same_kind_are_near_the_floor(tmp_path: Path, reference: Path) -> None:
     images, labels = drawn(COUNT, seed=7)
     found = measured(tmp_path, reference, images, labels)
-    floor = open_reference(reference).floor(COUNT)
+    floor = open_reference(reference).floor(COUNT, "balanced")
     for space in ("classifier", "efficientnet_lite0"):
         assert found[f"fd_{space}"] == pytest.approx(floor[f"fd_{space}"], rel=0.5)
         assert found[f"floor_fd_{space}"] == floor[f"fd_{space}"]
@@ -286,7 +286,12 @@ def test_other_classes_are_refused(tmp_path: Path, reference: Path) -> None:
 
 
 def test_a_count_without_a_floor_is_refused(tmp_path: Path, reference: Path) -> None:
-    refused(tmp_path, reference, r"no real-against-real floor at 60 images \(it has 90\)", drawn(60)[0])
+    refused(
+        tmp_path,
+        reference,
+        r"no real-against-real floor at 60 images of plan balanced \(it has balanced 90\)",
+        drawn(60)[0],
+    )
 
 
 def test_artefacts_of_another_kind_are_refused(tmp_path: Path, reference: Path, dataset: Path) -> None:

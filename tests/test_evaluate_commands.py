@@ -97,7 +97,11 @@ def test_evaluate_refuses_what_does_not_fit_and_touches_nothing(
     other = make_samples(tmp_path / "other", images, labels % 3, classes=("a", "b", "c")).path
     refused(attempt(other), str(other), "has 3 classes", "has 10")
     few = make_samples(tmp_path / "few", images[:15], labels[:15], classes=names).path
-    refused(attempt(few), "no real-against-real floor at 15 images (it has 20)", "reference.floor.counts")
+    refused(
+        attempt(few),
+        "no real-against-real floor at 15 images of plan balanced (it has balanced 20)",
+        "reference.floor.counts",
+    )
     refused(attempt(digits), f"{digits} is a dataset artefact")
     refused(attempt(good, reference=good), f"{good} is a samples artefact")
     refused(attempt(tmp_path / "absent"), f"{tmp_path / 'absent'} does not exist")
@@ -223,7 +227,7 @@ def test_the_digits_floor_falls_with_the_number_of_images(digits_reference: Path
     from pipestill.evaluation.measure import floor
 
     reference = open_reference(digits_reference)
-    few, many = floor(reference, 40, 2), floor(reference, 400, 2)
+    few, many = floor(reference, 40, 2, "balanced"), floor(reference, 400, 2, "balanced")
     for space in ("classifier", "efficientnet_lite0"):
         assert many[f"fd_{space}"] < 0.5 * few[f"fd_{space}"]
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipestill import mixes
 from pipestill.evaluation import metrics
 from pipestill.evaluation.intervals import mean_and_interval
-from pipestill.evaluation.measure import stratified
+from pipestill.evaluation.matching import chosen
 
 
 def points(count: int, dimension: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -152,6 +153,11 @@ def test_intervals_are_students() -> None:
 # --- stratified draws
 
 
+def stratified(labels: torch.Tensor, count: int, *, seed: int, draw: int) -> torch.Tensor:
+    sizes = mixes.apportioned(torch.bincount(labels).numpy(), count)
+    return chosen(labels.numpy(), sizes, seed=seed, purpose="floor", draw=draw)
+
+
 def test_draws_keep_the_classes_proportions_and_repeat_nothing() -> None:
     labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
     drawn = stratified(labels, 50, seed=0, draw=0)
@@ -166,7 +172,7 @@ def test_draws_keep_the_classes_proportions_and_repeat_nothing() -> None:
 
 
 def test_draws_reach_every_image() -> None:
-    labels = torch.full((20,), -1)
+    labels = torch.zeros(20, dtype=torch.int64)
     counts = torch.zeros(20)
     for draw in range(400):
         counts[stratified(labels, 5, seed=0, draw=draw)] += 1

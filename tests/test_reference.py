@@ -107,45 +107,46 @@ def test_the_classifier_is_trained_on_the_train_part_alone(reference: Reference,
 
 
 def test_floors_are_stratified_draws_of_train_against_test(reference: Reference) -> None:
-    from pipestill.evaluation.measure import stratified
-
     train, test = reference.features("train", "classifier"), reference.features("test", "classifier")
     for count in (60, 30):
-        draws = [stratified(reference.labels("train"), count, seed=0, draw=draw) for draw in range(3)]
+        draws = [measure.drawn_rows(reference, count, "balanced", draw) for draw in range(3)]
         found = [frechet_distance(Moments.of(train[rows]), Moments.of(test)) for rows in draws]
         mean, interval = mean_and_interval(found)
-        floor = reference.floor(count)
+        floor = reference.floor(count, "balanced")
         assert floor["fd_classifier"] == pytest.approx(mean, rel=1e-6)
         assert floor["intervals"]["fd_classifier"] == pytest.approx(interval, rel=1e-6)
         assert floor["images"] == count
-    assert reference.floor(30)["fd_classifier"] > reference.floor(60)["fd_classifier"]
+    assert reference.floor(30, "balanced")["fd_classifier"] > reference.floor(60, "balanced")["fd_classifier"]
 
 
 def test_real_images_are_as_far_from_train_as_real_images(reference: Reference) -> None:
     train, test = (reference.features(part, "efficientnet_lite0") for part in ("train", "test"))  # type: ignore[arg-type]
     assert reference.index.nearest_real == pytest.approx(float(nearest(test, train).median()))
-    assert reference.floor(60)["nearest_train_ratio"] == pytest.approx(1.0, abs=0.25)
-    assert reference.floor(60)["diversity"] == pytest.approx(1.0, abs=0.2)
-    assert reference.floor(60)["class_accuracy"] == reference.index.accuracy["test"]
+    assert reference.floor(60, "balanced")["nearest_train_ratio"] == pytest.approx(1.0, abs=0.25)
+    assert reference.floor(60, "balanced")["diversity"] == pytest.approx(1.0, abs=0.2)
+    assert reference.floor(60, "balanced")["class_accuracy"] == reference.index.accuracy["test"]
 
 
 def test_the_metrics_copy_has_a_runs_keys_and_every_count(built: Path, reference: Reference) -> None:
     copy = json.loads((built.parent / "floor.json").read_text())
-    floor = reference.floor(60)
+    floor = reference.floor(60, "balanced")
     assert floor["fd_classifier"] == floor["floor_fd_classifier"]
     assert floor["excess_fd_efficientnet_lite0"] == 0
     assert copy["fd_classifier"] == float(f"{floor['fd_classifier']:.5g}")
     assert (copy["images"], copy["evaluations"], copy["seeds"]) == (60, 0, 3)
     assert [count["images"] for count in copy["counts"]] == [60, 30]
-    assert copy["counts"][1]["fd_classifier"] == float(f"{reference.floor(30)['fd_classifier']:.5g}")
+    assert copy["counts"][1]["fd_classifier"] == float(f"{reference.floor(30, 'balanced')['fd_classifier']:.5g}")
     measured = {key for key in floor if key.split("_")[0] in ("fd", "kid", "precision", "recall", "class", "diversity")}
     assert len(measured) == 10
     assert measured <= set(measure.texts_of(floor["protocol"]))
 
 
 def test_a_count_or_space_or_part_that_is_not_there(reference: Reference) -> None:
-    with pytest.raises(InputError, match=r"no real-against-real floor at 500 images \(it has 60, 30\)"):
-        reference.floor(500)
+    with pytest.raises(
+        InputError,
+        match=r"no real-against-real floor at 500 images of plan balanced \(it has balanced 60, balanced 30\)",
+    ):
+        reference.floor(500, "balanced")
     with pytest.raises(InputError, match="made without extractor inception"):
         reference.moments("test", "inception")
 
@@ -206,8 +207,9 @@ def test_without_labels_there_is_no_classifier(tmp_path: Path) -> None:
         operation=CPU,
     )
     reference = open_reference(tmp_path / "reference")
-    floor = reference.floor(60)
+    floor = reference.floor(60, "data")
     assert reference.classes == ()
+    assert floor["notes"] == ["the data has no labels, so class mixes are unknown"]
     assert "fd_efficientnet_lite0" in floor
     assert not {"class_accuracy", "diversity", "fd_classifier"} & set(floor)
     with pytest.raises(InputError, match="has no classifier: its data has no labels"):
@@ -245,11 +247,11 @@ def test_outside_statistics_stand_in_for_the_test_part(few: Path, inception_file
     )
     reference = open_reference(tmp_path / "reference")
     with np.load(tmp_path / "stats.npz") as given:
-        assert np.array_equal(reference.target("inception").mean, given["mu"])
-        assert np.array_equal(reference.target("inception").covariance, given["sigma"])
+        assert np.array_equal(reference.target("inception", None).mean, given["mu"])
+        assert np.array_equal(reference.target("inception", None).covariance, given["sigma"])
     assert reference.moments("test", "inception").count == 6
-    assert "the given statistics" in measure.texts_of(reference.floor(4)["protocol"])["fd_inception"]
-    assert reference.floor(4)["inception_score"] >= 1
+    assert "the given statistics" in measure.texts_of(reference.floor(4, "balanced")["protocol"])["fd_inception"]
+    assert reference.floor(4, "balanced")["inception_score"] >= 1
 
     # images instead of moments: their moments are reckoned; here, those of the test part itself
     data = open_dataset(few)

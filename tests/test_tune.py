@@ -148,7 +148,15 @@ def test_a_distance_is_that_of_the_candidates_own_samples(tmp_path: Path, teache
         return model.denoiser(x, sigma, condition)
 
     got = measure_all(
-        wanted, counting, model.card, params, features=flattened, target=target, state=tmp_path, world=alone()
+        wanted,
+        counting,
+        model.card,
+        params,
+        features=flattened,
+        target=target,
+        labels=torch.arange(params.images) % 10,
+        state=tmp_path,
+        world=alone(),
     )
     evaluations = {"euler": 3, "heun": 5, "2m": 3, "renoise": 3}
     own = sum(evaluations[candidate.sampler] - 1 for candidate in wanted)
@@ -179,7 +187,15 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path, teacher: Path) -
 
     def measure(state: Path, denoise: Any, world: World) -> dict[Candidate, float]:
         return measure_all(
-            wanted, denoise, model.card, params, features=flattened, target=target, state=state, world=world
+            wanted,
+            denoise,
+            model.card,
+            params,
+            features=flattened,
+            target=target,
+            labels=torch.arange(params.images) % 10,
+            state=state,
+            world=world,
         )
 
     world = alone()

@@ -113,10 +113,12 @@ def expand(tree: Mapping[str, Any]) -> dict[str, Any]:
         given = dict(tree.get(section) or {})
         shared = given.pop("shared", None) or {}
         body[section] = given | {entries: _entries(given.get(entries), shared, f"{section}.{entries}")}
-    for student in body["distillation"]["students"].values():
+    runs = body["sampling"]["runs"]
+    usual = _mix((tree.get("sampling") or {}).get("shared") or {})
+    for name, student in body["distillation"]["students"].items():
         if "teacher" in student:
             student.setdefault("init", student["teacher"])
-    runs = body["sampling"]["runs"]
+        student.setdefault("plan", next((_mix(run) for run in runs.values() if run.get("model") == name), usual))
     for run in runs.values():
         if "model" in run:
             run.setdefault("sigmas", f"models/{run['model']}")
@@ -124,7 +126,8 @@ def expand(tree: Mapping[str, Any]) -> dict[str, Any]:
             run.setdefault("extractors", "reference")
     body["tune"] = _tune(tree, runs)
     reference = tree.get("reference") or {}
-    body["reference"] = _merged({"floor": {"counts": _counts(runs)}, "files": _files(reference)}, reference)
+    floor = {"counts": _counts(runs), "plans": sorted({_mix(run) for run in runs.values()}) or [usual]}
+    body["reference"] = _merged({"floor": floor, "files": _files(reference)}, reference)
     return body
 
 
@@ -162,9 +165,11 @@ def _own(name: str, own: Mapping[str, dict[str, Any]], where: str, seen: tuple[s
 def _tune(tree: Mapping[str, Any], runs: Mapping[str, Any]) -> dict[str, Any]:
     """Entries of tune: those stated, and one for each teacher that a run's `tuned/<teacher>` asks for."""
     asked: dict[str, list[dict[str, Any]]] = {}
+    mixes: dict[str, str] = {}
     for run in runs.values():
         kind, _, teacher = str(run.get("sigmas", "")).partition("/")
         if kind == "tuned":
+            mixes.setdefault(teacher, _mix(run))
             solver = {"sampler": run.get("sampler"), "steps": run.get("steps")}
             solvers = asked.setdefault(teacher, [])
             if solver not in solvers:
@@ -172,9 +177,16 @@ def _tune(tree: Mapping[str, Any], runs: Mapping[str, Any]) -> dict[str, Any]:
     stated = {str(name): dict(entry or {}) for name, entry in (tree.get("tune") or {}).items()}
     shared = tree.get("tuning") or {}
     return {
-        name: _merged(_merged({"solvers": asked.get(name, [])}, shared), stated.get(name, {}))
+        name: _merged(
+            _merged({"solvers": asked.get(name, []), "plan": mixes.get(name, "balanced")}, shared), stated.get(name, {})
+        )
         for name in dict.fromkeys([*asked, *stated])
     }
+
+
+def _mix(run: Mapping[str, Any]) -> str:
+    """RunParams.mix of an entry that is not yet checked."""
+    return config.mix_of(str(run.get("plan", config.RunParams.model_fields["plan"].default)))
 
 
 def _counts(runs: Mapping[str, Any]) -> list[int]:

@@ -103,7 +103,7 @@ def export(
         terms=terms,
         metrics=shown,
         pictures=[(f"pictures/{path.name}.png", path.name) for path in samples],
-        example=_example(next(iter(sampled.values())), card) if sampled else example.unmeasured(card.classes),
+        example=_example(next(iter(sampled.values())), card) if sampled else example.unmeasured(card.filled),
         own_network=own_network,
     )
     with outputs.new_folder(output, outputs.EXPORT) as staging:

@@ -61,6 +61,7 @@ from pipestill.config.runs import (
     PreviewParams,
     RunParams,
     SamplingParams,
+    mix_of,
 )
 from pipestill.config.students import (
     DistillationParams,
@@ -131,6 +132,7 @@ __all__ = [
     "denoiser_params",
     "dump_yaml",
     "load",
+    "mix_of",
     "parse_overrides",
     "parse_yaml",
     "same",

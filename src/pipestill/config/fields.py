@@ -53,6 +53,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 ExtractorName = Literal["classifier", "efficientnet_lite0", "inception"]
 SamplerName = Literal["native", "euler", "heun", "heun-churn", "2m", "renoise", "ddpm", "ddim-linear-alpha"]
 Precision = Literal["fp32", "bf16"]
+MixName = Literal["balanced", "data"]  # classes equally often, or as often as in the train part
 
 
 def _class_choice(given: Any) -> Any:

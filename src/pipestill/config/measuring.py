@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
-from pipestill.config.fields import ExtractorName, Once, PathText, Positive, Rate, Section, Seed
+from pipestill.config.fields import ExtractorName, MixName, Once, PathText, Positive, Rate, Section, Seed
 
 
 class ClassifierParams(Section):
@@ -32,9 +32,10 @@ class ProtocolParams(Section):
 
 
 class FloorParams(Section):
-    """Real-against-real figures: class-stratified draws from train, measured against test, at the counts in use."""
+    """Real-against-real figures: draws from train, measured against test, at the counts and class mixes in use."""
 
     counts: Annotated[tuple[Positive, ...], Once] = (500,)
+    plans: Annotated[tuple[MixName, ...], Field(min_length=1), Once] = ("balanced",)  # follows the plans of the runs
     draws: Positive = 5
 
 

@@ -12,6 +12,7 @@ from pipestill.config.fields import (
     Count,
     ExtractorName,
     Fraction,
+    MixName,
     Name,
     Once,
     Positive,
@@ -155,6 +156,7 @@ class TuneParams(Section):
     rho: Annotated[float, Field(gt=0)] = 7.0
     extractor: ExtractorName = "efficientnet_lite0"
     images: Positive = 270
+    plan: MixName = "balanced"  # class mix of samples and validation part; follows the runs
     micro_batch: Positive = 64
     seed: Seed = 1000
     threads: Positive = 1

@@ -10,6 +10,7 @@ from pipestill.config.fields import (
     ClassChoice,
     Count,
     Fraction,
+    MixName,
     Name,
     Once,
     PathText,
@@ -33,6 +34,11 @@ class ChurnParams(Section):
     s_min: Weight = 0.05
     s_max: Sigma = 50.0
     noise: Weight = 1.003
+
+
+def mix_of(plan: str) -> MixName:
+    """The class mix of a plan; of one without a mix of its own, that of the data."""
+    return "balanced" if plan in ("balanced", "drawn") else "data"
 
 
 class RunParams(Section):
@@ -59,6 +65,11 @@ class RunParams(Section):
     micro_batch: Positive = 64
     precision: Precision = "fp32"  # bf16: networks under autocast; on a GPU, fp32 products take TF32
     threads: Positive = 1
+
+    @property
+    def mix(self) -> MixName:
+        """The class mix whose floor stands beside the run."""
+        return mix_of(self.plan)
 
     @model_validator(mode="after")
     def _coherent(self) -> Self:

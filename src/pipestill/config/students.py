@@ -10,6 +10,7 @@ from pipestill.config.fields import (
     Count,
     ExtractorName,
     Fraction,
+    MixName,
     Name,
     Positive,
     Precision,
@@ -42,6 +43,7 @@ class GanParams(Section):
     generator_weight: Weight = 3e-3
     discriminator_weight: Weight = 1e-2
     features: Literal["fake_score", "teacher"] = "fake_score"
+    real: Literal["plan", "data"] = "plan"  # class mix of the real images: the student's plan, or as they come (DMD2)
     sigma_min: Sigma = 0.002
     sigma_max: Sigma = 80.0
     start: Count = 0  # generator updates before the generator sees the GAN loss
@@ -99,6 +101,7 @@ class StudentParams(Section):
     rollout: Rollout = "every_step"
     pool: PoolParams = PoolParams()
     batch: Positive = 128  # states a turn, over all ranks; every_step rounds up to whole trajectories
+    plan: MixName = "balanced"  # class mix of the labels it is trained on and validated with; follows its runs
     generator_lr: Rate = 1.5e-4
     fake_score_lr: Rate = 1.5e-4
     optimizer: OptimizerParams = OptimizerParams(betas=(0.9, 0.999), warmup=10)  # of generator and fake score

@@ -134,6 +134,12 @@ def _run(params: Params, where: str, run: RunParams, models: Sequence[str]) -> I
             f"{list(params.reference.floor.counts)}: leave those out of pipestill config, they follow the runs"
         )
 
+    if run.mix not in params.reference.floor.plans:
+        yield (
+            f"{where}.plan={run.plan} needs a floor of plan {run.mix}, which is not among reference.floor.plans "
+            f"{list(params.reference.floor.plans)}: leave those out of pipestill config, they follow the runs"
+        )
+
 
 def _unknown(where: str, name: str, known: Mapping[str, object] | Sequence[str], what: str) -> Iterator[str]:
     if name not in known:

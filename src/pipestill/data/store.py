@@ -20,7 +20,7 @@ import lmdb
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pipestill import artifacts, outputs
+from pipestill import artifacts, mixes, outputs
 from pipestill.artifacts import Artifact
 from pipestill.errors import InputError, SurroundingsError
 from pipestill.progress import Bar
@@ -135,6 +135,16 @@ class Dataset:
     def names(self) -> list[str]:
         """Each image's name in its source."""
         return [json.loads(line) for line in self.artifact.file("names.jsonl").read_text(encoding="utf-8").splitlines()]
+
+    @cached_property
+    def train_counts(self) -> NDArray[np.int64]:
+        """Images of each class in the train part, int64 [classes]."""
+        return mixes.counts(self.labels[self.split["train"]], len(self.classes))
+
+    @property
+    def empty(self) -> tuple[str, ...]:
+        """Names of the classes that have no image to train on."""
+        return tuple(name for name, count in zip(self.classes, self.train_counts, strict=True) if not count)
 
     def images(self, indices: ArrayLike) -> NDArray[np.uint8]:
         """Images uint8 [n, H, W, C] at the given indices, in their order. Raises IndexError."""

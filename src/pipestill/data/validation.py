@@ -60,6 +60,7 @@ def examine(
         "together": division.together,
         "parts": {name: int((parts == code).sum()) for code, name in enumerate(PARTS)},
         "classes": _classes(source.classes, labels, parts),
+        "empty_classes": [name for number, name in enumerate(source.classes) if not (labels == number).any()],
         "imbalance": _imbalance(labels),
     }
     return report | {"advice": advice(report, data.split)}

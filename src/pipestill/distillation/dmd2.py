@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipestill import counter
@@ -38,8 +40,9 @@ class Distillation:
     """One student's training; a `Training` for the loop. One update is a generator update and its fake-score updates.
 
     A turn's batch is the same for any number of ranks: `params.batch` states, or, with `every_step` rollouts, as many
-    as whole trajectories have. Real images come from `loader`, which only a GAN needs. Networks run in eval mode, as
-    DMD2 runs them with dropout 0; gradients flow all the same.
+    as whole trajectories have. Labels are drawn from `mix` [classes], which is empty without classes. Real images come
+    from `loader`, which only a GAN needs. Networks run in eval mode, as DMD2 runs them with dropout 0; gradients flow
+    all the same.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Distillation:
         validation: Validation,
         world: World,
         train_images: int,
+        mix: NDArray[np.int64],
     ) -> None:
         if card.native is None:
             raise InputError("a student needs its own schedule")
@@ -63,6 +67,7 @@ class Distillation:
         self._card, self._params, self._loader, self._validation, self._world = card, params, loader, validation, world
         self._shape = (card.channels, card.resolution, card.resolution)
         sigmas, transition = card.native.sigmas(student), card.native.transition
+        self._ends = torch.from_numpy(np.cumsum(mix if len(mix) else [1])).to(world.device)
         self._walkers = Walkers(student, self._condition, sigmas, transition, params.seed, self._shape, world)
         self._rollout = rollout.source(params, self._walkers)
         self._real_score = guided(teacher, params.dm.guidance)
@@ -112,9 +117,9 @@ class Distillation:
         return generator | sums
 
     def _condition(self, items: Tensor) -> Condition:
-        """Uniform classes; dropped once a sample here, before every network sees them."""
-        classes = max(len(self._card.classes), 1)
-        condition = self._card.condition(counter.integers(self._params.seed, "distill/label", items, classes))
+        """Classes drawn from the mix; dropped once a sample here, before every network sees them."""
+        places = counter.integers(self._params.seed, "distill/label", items, int(self._ends[-1]))
+        condition = self._card.condition(torch.searchsorted(self._ends, places, right=True))
         return self._dropped("distill", items, condition)
 
     def _dropped(self, purpose: str, items: Tensor, condition: Condition) -> Condition:

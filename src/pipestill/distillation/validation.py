@@ -7,14 +7,16 @@ import math
 import torch
 
 from pipestill.config import ValidationParams
+from pipestill.config.fields import MixName
 from pipestill.diffusion.denoiser import Denoiser
 from pipestill.diffusion.samplers import SAMPLERS
 from pipestill.distributed import World
-from pipestill.errors import InputError, SurroundingsError
+from pipestill.errors import SurroundingsError
 from pipestill.evaluation.moments import Moments, frechet_distance
 from pipestill.evaluation.reference import Reference
 from pipestill.networks.model import ModelCard
 from pipestill.sampling.items import sample_items, to_uint8
+from pipestill.sampling.plan import labels_in
 from pipestill.training.ema import Ema
 from pipestill.training.ranks import averaged
 
@@ -22,12 +24,13 @@ from pipestill.training.ranks import averaged
 class Validation:
     """Samples the same items each time, over ranks in fixed blocks, and measures them in one extractor's space."""
 
-    def __init__(self, reference: Reference, card: ModelCard, params: ValidationParams, world: World) -> None:
+    def __init__(
+        self, reference: Reference, card: ModelCard, params: ValidationParams, plan: MixName, world: World
+    ) -> None:
         self._card, self._params, self._world = card, params, world
         self._extractor = reference.extractor(params.extractor, world.device)
-        self._target = reference.moments("validation", params.extractor)
-        if self._target.count < 2:
-            raise InputError("the dataset has no validation part: set data.split.validation above 0")
+        self._target, mix = reference.in_mix("validation", params.extractor, plan)
+        self._labels = labels_in(mix, math.ceil(params.images / params.micro_batch) * params.micro_batch)
 
     @torch.no_grad()
     def distance(self, student: Denoiser, ema: Ema) -> float:
@@ -38,7 +41,7 @@ class Validation:
         with averaged(student.network, ema):
             for block in range(world.rank, math.ceil(params.images / params.micro_batch), world.size):
                 items = torch.arange(params.micro_batch) + block * params.micro_batch
-                labels = (items % max(len(card.classes), 1)).to(world.device)
+                labels = self._labels[items].to(world.device)
                 x0 = sample_items(
                     student,
                     sampler=SAMPLERS[card.native.transition],

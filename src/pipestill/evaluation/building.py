@@ -5,8 +5,10 @@ Each step goes on from what an earlier attempt left in the work's state; it writ
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pipestill.config import ReferenceParams
+from pipestill.config.fields import MixName
 from pipestill.data.store import Dataset
 from pipestill.distributed import World
 from pipestill.errors import InputError
@@ -29,11 +32,13 @@ from pipestill.evaluation.reference import (
     CLASSIFIER,
     FLOOR,
     INDEX,
+    NEAREST,
     PARTS,
     STATISTICS,
     Index,
     Part,
     Reference,
+    floor_key,
     make_extractor,
     moments_path,
     write_moments,
@@ -48,7 +53,8 @@ HELD_BYTES = 1 << 30  # images that the classifier's training holds in memory
 def check(params: ReferenceParams, data: Dataset) -> None:
     """Raises InputError, in one line, where the data is too small for what the parameters ask or has no labels."""
     sizes = {part: len(indices) for part, indices in data.split.items()}
-    found = misfits(params, sizes, labelled=bool(data.classes), where=data.artifact.path)
+    train = dict(zip(data.classes, data.train_counts.tolist(), strict=True))
+    found = misfits(params, sizes, train, where=data.artifact.path)
     if found:
         raise InputError("; ".join(found))
 
@@ -167,28 +173,39 @@ def write_payload(
         inception_sha256=inception_sha256,
         statistics=params.statistics is not None,
     )
-    index = _with_real_figures(Reference(staging, index), world)
+    index = _with_real_figures(Reference(staging, index), staging, world)
     (staging / INDEX).write_text(index.to_json(), encoding="utf-8")
     reference = Reference(staging, index)
     floors = {}
-    for count in params.floor.counts:
-        figures = measure.floor(reference, count, params.floor.draws, world.device)
-        floors[str(count)] = json.loads(
+    for plan, count in itertools.product(floor_plans(params, data.classes), params.floor.counts):
+        figures = measure.floor(reference, count, params.floor.draws, plan, world.device)
+        floors[floor_key(count, plan)] = json.loads(
             json.dumps(figures, sort_keys=True)
         )  # figures by name, counts as they were given
     (staging / FLOOR).write_text(json.dumps(floors, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return reference
 
 
-def _with_real_figures(reference: Reference, world: World) -> Index:
-    """The index with what is known of real images: the classifier's accuracies and the nearest-neighbour distance."""
+def floor_plans(params: ReferenceParams, classes: Sequence[str]) -> tuple[MixName, ...]:
+    """The mixes of the floors; there is only that of the data without classes."""
+    return params.floor.plans if classes else ("data",)
+
+
+def _with_real_figures(reference: Reference, staging: Path, world: World) -> Index:
+    """The index with what is known of real images: the classifier's accuracies and the nearest-neighbour distance.
+
+    Each image's distance is written beside it.
+    """
     index, accuracy = reference.index, dict[str, float]()
     for part in PARTS if index.classifier is not None else ():
         if index.images[part]:
-            with torch.inference_mode():
-                guessed = reference.classifier().last(reference.features(part, "classifier")).argmax(1)
+            guessed = reference.guess(reference.features(part, "classifier"))
             accuracy[part] = rounded(float((guessed == reference.labels(part)).double().mean()))
-    return replace(index, accuracy=accuracy, nearest_real=measure.nearest_real(reference, world.device))
+    distances = measure.nearest_real(reference, world.device)
+    if distances is None:
+        return replace(index, accuracy=accuracy, nearest_real=None)
+    np.save(staging / NEAREST, distances.numpy())
+    return replace(index, accuracy=accuracy, nearest_real=float(distances.median()))
 
 
 def outside_moments(path: Path, inception: Extractor, batch: int) -> Moments:

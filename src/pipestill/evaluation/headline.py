@@ -14,8 +14,9 @@ KEYS = ("class_accuracy", "diversity", "evaluations", "guidance", "images", "see
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Each Fréchet distance, class accuracy and diversity, and what the run was."""
+    """Each Fréchet distance, class accuracy and diversity, what the run was, and notes on its class mix if any."""
     kept = {key: value for key, value in metrics.items() if key.startswith("fd_") or key in KEYS}
+    kept |= {key: metrics[key] for key in ("mix", "notes") if metrics.get(key)}
     return {key: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value for key, value in kept.items()}
 
 

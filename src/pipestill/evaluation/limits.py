@@ -7,17 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from pipestill.config import ReferenceParams
+from pipestill.mixes import agree
 
 
-def misfits(params: ReferenceParams, sizes: Mapping[str, int], *, labelled: bool, where: object) -> list[str]:
-    """Everything that `reference` would refuse, a line each; `sizes` are images by part, `where` is what has them."""
+def misfits(params: ReferenceParams, sizes: Mapping[str, int], train: Mapping[str, int], *, where: object) -> list[str]:
+    """Everything that `reference` would refuse, a line each.
+
+    `sizes` are images by part, `train` the train images of each class ({} without labels), `where` is what has them.
+    """
     found = [
         f"{where} has {sizes[part]} {part} images, at least 2 are needed: set data.split"
         for part in ("train", "test")
         if sizes[part] < 2
     ]
-    if "classifier" in params.protocol.extractors and not labelled:
+    if "classifier" in params.protocol.extractors and not train:
         found.append(
             f"{where} has no labels, so there is no classifier to measure with: "
             "take classifier out of reference.protocol.extractors"
@@ -26,7 +32,7 @@ def misfits(params: ReferenceParams, sizes: Mapping[str, int], *, labelled: bool
         found.append(
             "reference.floor.counts is empty: give the numbers of images that are measured, as in sampling.runs"
         )
-    return found or _too_few(params, sizes)
+    return found or _too_few(params, sizes) or _too_few_of_a_class(params, train)
 
 
 def _too_few(params: ReferenceParams, sizes: Mapping[str, int]) -> list[str]:
@@ -50,3 +56,18 @@ def _too_few(params: ReferenceParams, sizes: Mapping[str, int]) -> list[str]:
             f"so at most {fewest - 1} neighbours fit"
         )
     return found
+
+
+def _too_few_of_a_class(params: ReferenceParams, train: Mapping[str, int]) -> list[str]:
+    """A floor in equal shares takes as many images of each class, and none twice."""
+    filled = {name: count for name, count in train.items() if count}
+    if "balanced" not in params.floor.plans or not filled or agree(np.array([*filled.values()]), np.ones(len(filled))):
+        return []
+    most, scarce = len(filled) * min(filled.values()), min(filled, key=lambda name: filled[name])
+    if max(params.floor.counts) <= most:
+        return []
+    return [
+        f"runs with plan=balanced have {max(params.floor.counts)} images in {len(filled)} classes, and class "
+        f"'{scarce}' has only {filled[scarce]} train images for their floor: with pipestill config set "
+        f"sampling.shared.plan=data, or sampling.shared.images={most} or less"
+    ]

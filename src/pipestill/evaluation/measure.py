@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipestill import counter
+from pipestill import mixes
+from pipestill.config.fields import MixName
 from pipestill.evaluation import metrics
 from pipestill.evaluation.intervals import mean_and_interval, rounded
+from pipestill.evaluation.matching import RESAMPLES, Match, chosen, match
 from pipestill.evaluation.moments import Moments, frechet_distance
 from pipestill.evaluation.reference import Reference
 
@@ -29,10 +31,13 @@ def measure(
     features: Mapping[str, Tensor],
     labels: Tensor,
     *,
+    match: Match,
     own: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> Figures:
     """Figures of images given by their feature tables [n, d] in each space and their intended classes [n].
+
+    `match` says how the test part is brought into their class mix.
 
     Labels below 0 mean that no class was asked for: then there is neither accuracy nor diversity. `own` [n] says
     which training image each image is, where real ones are measured, so that none is its own neighbour.
@@ -40,13 +45,19 @@ def measure(
     protocol, found = reference.protocol, Figures()
     for name in protocol.extractors:
         table, real = features[name], reference.features("test", name)
-        found[f"fd_{name}"] = frechet_distance(Moments.of(table, device=device), reference.target(name))
-        found[f"kid_{name}"] = metrics.kid(
-            table, real, subsets=protocol.kid_subsets, size=protocol.kid_subset_size, seed=protocol.seed
-        )
-        found[f"precision_{name}"], found[f"recall_{name}"] = metrics.precision_recall(
-            table, real, neighbours=protocol.neighbours, device=device
-        )
+        target = reference.target(name, match.weights, device)
+        found[f"fd_{name}"] = frechet_distance(Moments.of(table, device=device), target)
+        if match.weights is None or match.subsets is not None:
+            found[f"kid_{name}"] = metrics.kid(
+                table,
+                real,
+                subsets=protocol.kid_subsets,
+                size=protocol.kid_subset_size,
+                seed=protocol.seed,
+                rows=match.subsets,
+            )
+        if match.weights is None or match.resamples is not None:
+            found |= _precision_recall(table, real, name, match, protocol.neighbours, device)
     if "inception" in protocol.extractors:
         head = reference.extractor("inception", device).head
         assert head is not None
@@ -55,10 +66,19 @@ def measure(
     if reference.index.nearest_real:
         pool = reference.features("train", NEAREST_SPACE)
         distances = metrics.nearest(features[NEAREST_SPACE], pool, own=own, device=device)
-        found["nearest_train_ratio"] = float(distances.median()) / reference.index.nearest_real
+        found["nearest_train_ratio"] = float(distances.median()) / reference.nearest_real(match.weights)
     if reference.classes and bool((labels >= 0).all()):
         found |= _by_class(reference, features["classifier"], labels)
     return found
+
+
+def _precision_recall(
+    table: Tensor, real: Tensor, name: str, match: Match, neighbours: int, device: torch.device | str
+) -> Figures:
+    parts = [real] if match.resamples is None else [real[rows] for rows in match.resamples]
+    pairs = [metrics.precision_recall(table, part, neighbours=neighbours, device=device) for part in parts]
+    precision, recall = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+    return {f"precision_{name}": precision, f"recall_{name}": recall}
 
 
 def by_seed(
@@ -66,6 +86,7 @@ def by_seed(
     tables: Mapping[str, Tensor],
     labels: Tensor,
     seeds: Sequence[int],
+    match: Match,
     device: torch.device | str = "cpu",
 ) -> dict[str, Figures]:
     """Figures of each sampling seed; tables [seeds·n, d] and labels [seeds·n] hold one seed after another."""
@@ -73,13 +94,12 @@ def by_seed(
     for index, seed in enumerate(seeds):
         rows = slice(index * count, (index + 1) * count)
         features = {space: table[rows] for space, table in tables.items()}
-        found[str(seed)] = measure(reference, features, labels[rows], device=device)
+        found[str(seed)] = measure(reference, features, labels[rows], match=match, device=device)
     return found
 
 
 def _by_class(reference: Reference, table: Tensor, labels: Tensor) -> Figures:
-    with torch.inference_mode():
-        guessed = reference.classifier().last(table).argmax(1)
+    guessed = reference.guess(table)
     found = {"class_accuracy": float((guessed == labels).double().mean())}
     classes = len(reference.classes)
     real = metrics.spread(reference.features("test", "classifier"), reference.labels("test"), classes)
@@ -87,12 +107,12 @@ def _by_class(reference: Reference, table: Tensor, labels: Tensor) -> Figures:
     return found if diversity is None else found | {"diversity": diversity}
 
 
-def nearest_real(reference: Reference, device: torch.device | str = "cpu") -> float | None:
-    """Median distance of test images to their nearest training image; None without that space."""
+def nearest_real(reference: Reference, device: torch.device | str = "cpu") -> Tensor | None:
+    """Distance of each test image to its nearest training image, float64 [n]; None without that space."""
     if NEAREST_SPACE not in reference.index.spaces:
         return None
     test, train = (reference.features(part, NEAREST_SPACE) for part in ("test", "train"))
-    return float(metrics.nearest(test, train, device=device).median())
+    return metrics.nearest(test, train, device=device)
 
 
 def summarise(repetitions: Sequence[Figures]) -> tuple[Figures, dict[str, list[float]]]:
@@ -106,48 +126,47 @@ def summarise(repetitions: Sequence[Figures]) -> tuple[Figures, dict[str, list[f
     return means, intervals
 
 
-def stratified(labels: Tensor, count: int, *, seed: int, draw: int) -> Tensor:
-    """`count` positions of [0, n) without repetition, classes in the proportions of `labels` [n]; sorted int64.
+def drawn_rows(reference: Reference, count: int, plan: MixName, draw: int) -> Tensor:
+    """`count` train images of a floor without repetition, in the mix of a plan; sorted int64.
 
-    Shares are rounded by largest remainder. The draw is a function of (seed, draw).
+    A train part that is in the mix already, as far as whole images allow, is drawn from in its own proportions.
     """
-    classes, sizes = np.unique(labels.numpy(), return_counts=True)
-    exact = count * sizes / len(labels)
-    shares = np.floor(exact).astype(np.int64)
-    order = np.lexsort((classes, -(exact - shares)))
-    shares[order[: count - shares.sum()]] += 1
-    keys = counter.uniform(seed, "floor", torch.arange(len(labels)), draw=draw)
-    chosen = []
-    for index, share in zip(classes, shares, strict=True):
-        members = torch.nonzero(labels == int(index)).flatten()
-        chosen.append(members[torch.argsort(keys[members], stable=True)[: int(share)]])
-    return torch.cat(chosen).sort().values
+    labels, train = reference.labels("train").numpy(), reference.counts("train")
+    if not reference.classes:
+        labels, train = np.zeros_like(labels), np.array([len(labels)])
+    mix = mixes.of_plan(plan, train)
+    sizes = mixes.apportioned(train if mixes.agree(train, mix) else mix, count)
+    return chosen(labels, sizes, seed=reference.protocol.seed, purpose="floor", draw=draw)
 
 
-def floor(reference: Reference, count: int, draws: int, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Real-against-real figures at `count` images: class-stratified draws from train, measured against test.
+def floor(
+    reference: Reference, count: int, draws: int, plan: MixName, device: torch.device | str = "cpu"
+) -> dict[str, Any]:
+    """Real-against-real figures at `count` images in the mix of a plan: draws from train, measured against test.
 
     The classifier knows its training images, so `class_accuracy` is that of the test images.
     """
-    labels, repetitions = reference.labels("train"), []
+    labels, repetitions, matched = reference.labels("train"), [], match(reference, plan)
     for draw in range(draws):
-        rows = stratified(labels, count, seed=reference.protocol.seed, draw=draw)
+        rows = drawn_rows(reference, count, plan, draw)
         features = {name: reference.features("train", name)[rows] for name in reference.index.spaces}
-        repetitions.append(measure(reference, features, labels[rows], own=rows, device=device))
+        repetitions.append(measure(reference, features, labels[rows], match=matched, own=rows, device=device))
     means, intervals = summarise(repetitions)
     if "class_accuracy" in means:
-        means["class_accuracy"] = rounded(reference.index.accuracy["test"])
+        means["class_accuracy"] = rounded(reference.accuracy(matched.weights))
         intervals.pop("class_accuracy", None)
     fixed = {"evaluations": 0, "guidance": None, "images": count, "seeds": draws}
     beside = {f"floor_{key}": value for key, value in means.items() if key.startswith("fd_")}
     excess = {f"excess_{key}": 0.0 for key in means if key.startswith("fd_")}
-    texts = protocol_text(reference, means)
+    texts = protocol_text(reference, means, matched)
     repeated = f"mean of {draws} class-stratified draws of {count} train images, each against the whole test part"
     return {
         **means,
         **beside,
         **excess,
         **fixed,
+        "mix": [plan],
+        "notes": list(matched.notes),
         "intervals": intervals,
         "protocol": stated(texts | {"floor": repeated, "intervals": INTERVAL.format("draws")}),
     }
@@ -166,27 +185,34 @@ def texts_of(stated: Sequence[Mapping[str, str]]) -> dict[str, str]:
     return {entry["figure"]: entry["how"] for entry in stated}
 
 
-def protocol_text(reference: Reference, keys: Mapping[str, float]) -> dict[str, str]:
+def protocol_text(reference: Reference, keys: Mapping[str, float], match: Match) -> dict[str, str]:
     """How each figure is measured, in words, by its key."""
     protocol = reference.protocol
     texts = {}
+    weighted, drawn, resampled = "", "", ""
+    if match.weights is not None:
+        mix = "the class mix of the data" if match.plan == "data" else "equal shares of the classes"
+        weighted, drawn = f", weighted to {mix}", f", these drawn in {mix}"
+        resampled = f", mean over {RESAMPLES} of their largest subsets in {mix}"
     for name in protocol.extractors:
         space = reference.space_text(name)
         test = f"{reference.count('test')} test images"
-        against = "the given statistics" if name == "inception" and reference.index.statistics else test
+        outside = name == "inception" and reference.index.statistics
+        against = "the given statistics" if outside else f"{test}{weighted}"
         texts[f"fd_{name}"] = f"Fréchet distance to {against}, float64 moments, N-1 covariance; {space}"
         texts[f"kid_{name}"] = (
             f"MMD² with kernel (x·y/d + 1)³ against {test}, mean of {protocol.kid_subsets} subsets of "
-            f"{protocol.kid_subset_size} by numpy RandomState({protocol.seed}); {space}"
+            f"{protocol.kid_subset_size} by numpy RandomState({protocol.seed}){drawn}; {space}"
         )
         for half, meaning in (("precision", "images within the real"), ("recall", "real images within the sampled")):
             texts[f"{half}_{name}"] = (
                 f"share of {meaning} ones' balls, radius the distance to neighbour {protocol.neighbours}, "
-                f"against {test}; {space}"
+                f"against {test}{resampled}; {space}"
             )
     texts["inception_score"] = f"torch-fidelity, {SPLITS} splits shuffled by numpy RandomState({protocol.seed})"
     texts["nearest_train_ratio"] = (
-        "median distance to the nearest train image over that of test images; " + reference.space_text(NEAREST_SPACE)
+        f"median distance to the nearest train image over that of test images{weighted}; "
+        + reference.space_text(NEAREST_SPACE)
         if reference.index.nearest_real
         else ""
     )

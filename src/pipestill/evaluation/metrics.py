@@ -15,16 +15,22 @@ from torch import Tensor
 BLOCK_BYTES = 256 << 20  # of a distance matrix held at a time
 
 
-def kid(generated: Tensor, real: Tensor, *, subsets: int, size: int, seed: int) -> float:
+def kid(
+    generated: Tensor, real: Tensor, *, subsets: int, size: int, seed: int, rows: Sequence[Tensor] | None = None
+) -> float:
     """Kernel distance: mean over random subsets of the unbiased MMD² with kernel (x·y/d + 1)³ (Bińkowski et al. 2018).
 
-    Subsets are drawn by `numpy.random.RandomState(seed)` in torch-fidelity's order, so that both give one number.
+    Subsets are drawn by `numpy.random.RandomState(seed)` in torch-fidelity's order, so that both give one number;
+    `rows` gives the real images of each subset instead.
     """
     draw = np.random.RandomState(seed)
     total = 0.0
-    for _ in range(subsets):
+    for subset in range(subsets):
         x = generated[torch.from_numpy(draw.choice(len(generated), size, replace=False))].double()
-        y = real[torch.from_numpy(draw.choice(len(real), size, replace=False))].double()
+        if rows is None:
+            y = real[torch.from_numpy(draw.choice(len(real), size, replace=False))].double()
+        else:
+            y = real[rows[subset]].double()
         xx, yy, xy = _polynomial(x, x), _polynomial(y, y), _polynomial(x, y)
         within = (xx.sum() - xx.trace() + yy.sum() - yy.trace()) / (size * (size - 1))
         total += float(within - 2 * xy.mean())

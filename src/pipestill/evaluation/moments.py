@@ -59,6 +59,28 @@ class Moments:
             sums.reduce(ranks)
         return sums.moments()
 
+    @staticmethod
+    def weighted(features: Tensor, weights: Tensor, device: torch.device | str | None = None) -> Moments:
+        """Moments of a feature table [n, d] whose rows count by `weights` [n] of sum 1; unbiased covariance.
+
+        Equal weights give what `of` gives, up to rounding. Raises InputError for fewer than two rows with a weight.
+        """
+        count = int((weights > 0).sum())
+        if count < 2:
+            raise InputError(f"moments need at least 2 images, there are {count}: give more images")
+        device = features.device if device is None else device
+        weights = weights.to(device, torch.float64)
+        mean = torch.zeros(features.shape[1], dtype=torch.float64, device=device)
+        for first in range(0, len(features), ROWS):
+            rows = features[first : first + ROWS].to(device, torch.float64)
+            mean += weights[first : first + ROWS] @ rows
+        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=device)
+        for first in range(0, len(features), ROWS):
+            rows = features[first : first + ROWS].to(device, torch.float64) - mean
+            covariance += rows.T @ (weights[first : first + ROWS, None] * rows)
+        covariance /= 1 - (weights**2).sum()
+        return Moments(mean.cpu(), covariance.cpu(), count)
+
 
 class MomentSums:
     """Running float64 sums of f and f f^T over streamed features, kept in `LANES` partial sums."""

@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pipestill import artifacts, digests
+from pipestill import artifacts, digests, mixes
 from pipestill.artifacts import Artifact, InputEntry
 from pipestill.config import ClassifierParams, ProtocolParams, check_section
+from pipestill.config.fields import MixName
 from pipestill.errors import InputError
 from pipestill.evaluation import classifier, extractors
 from pipestill.evaluation.classifier import Classifier
@@ -30,6 +32,7 @@ from pipestill.evaluation.tables import read_table, table_path
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 INDEX, FLOOR, CLASSIFIER = "reference.json", "floor.json", "classifier.safetensors"
+NEAREST = "test-nearest.npy"  # distance of each test image to its nearest training image
 STATISTICS = "statistics"  # name under which moments from an outside file are kept, beside the parts'
 
 
@@ -120,6 +123,10 @@ class Reference:
         """Class of each image of a part, int64 [n] (-1 without labels), in the order of the tables."""
         return torch.from_numpy(np.load(self.folder / f"{part}-labels.npy"))
 
+    def counts(self, part: Part) -> NDArray[np.int64]:
+        """Images of each class in a part, int64 [classes]."""
+        return mixes.counts(self.labels(part).numpy(), len(self.classes))
+
     def moments(self, part: Part, name: str) -> Moments:
         """Moments of a part in an extractor's space. Raises InputError where the part holds fewer than two images."""
         self._check(part, name)
@@ -129,11 +136,55 @@ class Reference:
             )
         return self._moments(part, name)
 
-    def target(self, name: str) -> Moments:
+    def weighted(self, part: Part, name: str, weights: Tensor | None, device: torch.device | str = "cpu") -> Moments:
+        """Moments of a part whose images count by weights of sum 1; as they are without. Raises InputError as above."""
+        plain = self.moments(part, name)
+        if weights is None:
+            return plain
+        key = ("weighted", part, name, digests.of_bytes(weights.numpy().tobytes()))
+        if key not in self._kept:
+            self._kept[key] = Moments.weighted(self.features(part, name), weights, device)
+        return self._kept[key]  # type: ignore[no-any-return]
+
+    def target(self, name: str, weights: Tensor | None, device: torch.device | str = "cpu") -> Moments:
         """The moments that reported distances are measured against: outside statistics if given, else the test part."""
         if name == "inception" and self.index.statistics:
             return self._moments(STATISTICS, name)
-        return self.moments("test", name)
+        return self.weighted("test", name, weights, device)
+
+    def in_mix(self, part: Part, name: str, plan: MixName) -> tuple[Moments, NDArray[np.int64]]:
+        """What samples are chosen by: moments of a part in the mix of a plan, and that mix, int64 [classes].
+
+        Classes that the part or the train part has no image of are left out.
+        """
+        mix = mixes.of_plan(plan, self.counts("train"))
+        mix = np.where(self.counts(part) > 0, mix, 0)
+        weights = mixes.weights(self.labels(part).numpy(), mix) if mix.any() else None
+        return self.weighted(part, name, None if weights is None else torch.from_numpy(weights)), mix
+
+    def nearest_real(self, weights: Tensor | None) -> float:
+        """Median distance of test images, by weight, to their nearest training image."""
+        if weights is None:
+            assert self.index.nearest_real is not None
+            return self.index.nearest_real
+        distances = torch.from_numpy(np.load(self.folder / NEAREST))
+        order = torch.argsort(distances, stable=True)
+        middle = int(torch.searchsorted(weights[order].cumsum(0), 0.5))
+        return float(distances[order[min(middle, len(order) - 1)]])
+
+    def guess(self, table: Tensor) -> Tensor:
+        """The classifier's guesses, int64 [n], from its features [n, d]: only classes that had images to train on."""
+        with torch.inference_mode():
+            logits = self.classifier().last(table)
+        filled = torch.from_numpy(np.flatnonzero(self.counts("train")))
+        return filled[logits[:, filled].argmax(1)]
+
+    def accuracy(self, weights: Tensor | None) -> float:
+        """The classifier's accuracy on the test images, by weight."""
+        if weights is None:
+            return self.index.accuracy["test"]
+        right = self.guess(self.features("test", "classifier")) == self.labels("test")
+        return float((weights * right).sum())
 
     def _moments(self, label: str, name: str) -> Moments:
         key = ("moments", label, name)
@@ -185,18 +236,18 @@ class Reference:
         """Logits [n, classes] of uint8 images [n, C, H, W]."""
         return classifier.logits(self.classifier(device), images)
 
-    def floor(self, count: int) -> dict[str, Any]:
-        """Real-against-real figures at `count` images. Raises InputError where that count was not measured."""
+    def floor(self, count: int, plan: MixName) -> dict[str, Any]:
+        """Real-against-real figures at `count` images in the mix of a plan. Raises InputError if not measured."""
         key = ("floor",)
         if key not in self._kept:
             self._kept[key] = json.loads((self.folder / FLOOR).read_text(encoding="utf-8"))
         floors: dict[str, dict[str, Any]] = self._kept[key]
-        if str(count) not in floors:
+        if floor_key(count, plan) not in floors:
             raise InputError(
-                f"{self.folder} has no real-against-real floor at {count} images (it has {', '.join(floors)}): "
-                "add it to reference.floor.counts and rebuild the reference"
+                f"{self.folder} has no real-against-real floor at {count} images of plan {plan} (it has "
+                f"{', '.join(floors)}): add it to reference.floor.counts and plans and rebuild the reference"
             )
-        return floors[str(count)]
+        return floors[floor_key(count, plan)]
 
     def check_card(self, channels: int, resolution: int, classes: Sequence[str]) -> None:
         """Raises InputError, in one line, where this was made for other images than a model makes."""
@@ -233,6 +284,11 @@ class Reference:
         """Digest of what is measured against."""
         assert self.artifact is not None  # open, not being built
         return self.artifact.manifest.payload
+
+
+def floor_key(count: int, plan: MixName) -> str:
+    """The name of a floor in `floor.json`."""
+    return f"{plan} {count}"
 
 
 def make_extractor(name: str, device: torch.device | str, inception_weights: str | None) -> Extractor:

@@ -68,6 +68,12 @@ class ModelCard:
     unconditional_branch: bool  # whether 'no class' was trained, so that guidance has a meaning
     denoiser: dict[str, Any]
     native: NativeSchedule | None = None
+    empty: tuple[str, ...] = ()  # classes that had no image to train on
+
+    @property
+    def filled(self) -> list[int]:
+        """The numbers of the classes that had images."""
+        return [number for number, name in enumerate(self.classes) if name not in self.empty]
 
     def condition(self, labels: Tensor) -> Condition:
         """Labels [N] int64 as this model takes them."""
@@ -80,7 +86,7 @@ def card_of(body: Mapping[str, Any]) -> ModelCard:
     """The card from plain values, as `model.json` holds them. Raises TypeError or KeyError for other values."""
     values = dict(body)
     native = values.pop("native")
-    values["classes"] = tuple(values["classes"])
+    values["classes"], values["empty"] = tuple(values["classes"]), tuple(values.get("empty", ()))
     return ModelCard(**values, native=None if native is None else NativeSchedule(**native))
 
 

@@ -23,9 +23,9 @@ class Example:
     threads: int = 1
 
 
-def unmeasured(classes: Sequence[str]) -> Example:
-    """The call for a model without metrics: its own steps, no guidance."""
-    labels = list(range(min(LABELS, len(classes))))
+def unmeasured(classes: Sequence[int]) -> Example:
+    """The call for a model without metrics: its own steps, no guidance, the first of its classes."""
+    labels = list(classes[:LABELS])
     return Example(f"{labels}, generator=0" if labels else f"num_images={LABELS}, generator=0")
 
 

@@ -96,16 +96,20 @@ def _run(name: str, evaluation: Artifact, sources: Sources, models: Mapping[str,
         "seeds": list(index["seeds"]),
         "metrics": _numbers(metrics),
         "intervals": _intervals(metrics),
+        **_mix(metrics),
     }
 
 
+def _mix(metrics: Mapping[str, Any]) -> Body:
+    """The class mix of a row, and what of it could not be matched."""
+    return {"mix": " ".join(metrics.get("mix", [])), "notes": list(metrics.get("notes", []))}
+
+
 def _floors(reference: Artifact) -> list[Body]:
-    """Real-against-real figures, one entry a count of images."""
-    by_count = read_json(reference, "floor.json")
-    return [
-        {"metrics": _numbers(by_count[count]), "intervals": _intervals(by_count[count])}
-        for count in sorted(by_count, key=int)
-    ]
+    """Real-against-real figures, one entry for each number of images and class mix."""
+    found = read_json(reference, "floor.json").values()
+    floors = [{"metrics": _numbers(one), "intervals": _intervals(one), **_mix(one)} for one in found]
+    return sorted(floors, key=lambda floor: (floor["mix"], floor["metrics"].get("images", 0)))
 
 
 def _model(name: str, artifact: Artifact) -> Body:
@@ -193,7 +197,7 @@ def _link(name: str, artifact: Artifact) -> Body:
 
 
 def comparisons(runs: Sequence[Mapping[str, Any]], space: str) -> list[Body]:
-    """Each student's run beside the teachers' best at no more evaluations, and at any number.
+    """Each student's run beside the teachers' best at no more evaluations, and at any number, in the same class mix.
 
     Guided runs take part like any other: their evaluations count both branches.
     """
@@ -204,8 +208,8 @@ def comparisons(runs: Sequence[Mapping[str, Any]], space: str) -> list[Body]:
     for run in measured:
         if run["role"] != "student":
             continue
-        budget = run["metrics"]["evaluations"]
-        affordable = [teacher for teacher in teachers if teacher["metrics"]["evaluations"] <= budget]
+        budget, rivals = run["metrics"]["evaluations"], [one for one in teachers if one["mix"] == run["mix"]]
+        affordable = [teacher for teacher in rivals if teacher["metrics"]["evaluations"] <= budget]
         found.append(
             {
                 "extractor": space,
@@ -213,7 +217,7 @@ def comparisons(runs: Sequence[Mapping[str, Any]], space: str) -> list[Body]:
                 "distance": run["metrics"][key],
                 "evaluations": budget,
                 "same_budget": _lowest(affordable, key),
-                "any_budget": _lowest(teachers, key),
+                "any_budget": _lowest(rivals, key),
                 "floor": run["metrics"].get(f"floor_{key}"),
             }
         )

@@ -31,7 +31,7 @@ def make_grids(sources: Sources, dataset: Dataset, params: ReportParams) -> tupl
 
     The first images of each class in a run's first seed are shown: runs with equal seeds and plans show the same items.
     """
-    rows = pick_classes(len(dataset.classes), params.grid_rows)
+    rows = pick_classes(np.flatnonzero(dataset.train_counts).tolist(), params.grid_rows)
     columns = fitting_columns(dataset.resolution, params.grid_columns)
     names = [dataset.classes[row] for row in rows]
     files: dict[str, bytes] = {}

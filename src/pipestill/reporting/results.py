@@ -15,6 +15,7 @@ from pipestill.reporting.plots import Chart, Point, Rule, Series
 Run = Mapping[str, Any]
 ORDER = ("heun", "2m", "euler", "renoise", "heun-churn")
 MEMORISED = 0.8  # a ratio of nearest distances below this is flagged
+MIXES = {"balanced": "", "data": "classes as in the data", "drawn": "classes drawn", "listed": "chosen classes"}
 MARKS = {
     "best": "lowest at its number of evaluations or fewer",
     "level": "its interval reaches the lowest one's at its number of evaluations or fewer",
@@ -91,7 +92,7 @@ def table(body: Mapping[str, Any], seconds: Mapping[str, float | None] | None = 
 
     def plain(key: str, mark: str = "", below: float | None = None) -> Callable[[Run], Cell]:
         places = figures.decimals(figures.value(entry["metrics"], key) for entry in entries)
-        marks = figures.leaders([(run["name"], _metrics(run)) for run in runs], key) if mark == "lowest" else {}
+        marks = _leaders(runs, key) if mark == "lowest" else {}
 
         def make(entry: Run) -> Cell:
             metrics = _metrics(entry)
@@ -127,6 +128,14 @@ def table(body: Mapping[str, Any], seconds: Mapping[str, float | None] | None = 
     named = series_of(runs)
     rows = [_row(entry, tuple(made), named, len(floors)) for entry, made in zip(entries, cells, strict=True)]
     return Table(tuple(columns), tuple(rows))
+
+
+def _leaders(runs: Sequence[Run], key: str) -> dict[str, str]:
+    """The marks of runs, each among those of its class mix."""
+    marks: dict[str, str] = {}
+    for mix in {run["mix"] for run in runs}:
+        marks |= figures.leaders([(run["name"], _metrics(run)) for run in runs if run["mix"] == mix], key)
+    return marks
 
 
 def _metrics(entry: Run) -> dict[str, Any]:
@@ -167,7 +176,7 @@ def _row(entry: Run, cells: tuple[Cell, ...], named: Mapping[str, tuple[str, int
     if "name" not in entry:
         count = figures.value(entry["metrics"], "images")
         images = f"{count:,.0f} training images against the test images" if count else "training against test images"
-        return Row("Real against real", images, "floor", -1, cells)
+        return Row("Real against real", "; ".join([images, *_classes(entry)]), "floor", -1, cells)
     parts: list[str] = [figures.SAMPLERS.get(entry["sampler"]) or entry["sampler"]]
     if entry["steps"]:
         parts.append(f"{entry['steps']} step{'' if entry['steps'] == 1 else 's'}")
@@ -175,7 +184,14 @@ def _row(entry: Run, cells: tuple[Cell, ...], named: Mapping[str, tuple[str, int
         parts.append("tuned")
     if entry["weights"] != "ema":
         parts.append(f"{entry['weights']} weights")
-    return Row(entry["name"], ", ".join(parts), entry["role"], named[entry["name"]][1], cells)
+    below = "; ".join([", ".join(parts), *_classes(entry)])
+    return Row(entry["name"], below, entry["role"], named[entry["name"]][1], cells)
+
+
+def _classes(entry: Run) -> list[str]:
+    """The class mix of a row where it is not balanced, and what could not be matched."""
+    mix = MIXES.get(entry["mix"], entry["mix"])
+    return [*([mix] if mix else []), *entry["notes"]]
 
 
 def series_of(runs: Sequence[Run]) -> dict[str, tuple[str, int]]:
@@ -242,6 +258,7 @@ def _rule(floor: Run, key: str, several: bool) -> Rule:
     found = floor["metrics"][key]
     low, high = figures.interval(_metrics(floor), key) or (None, None)
     count = f", {floor['metrics'].get('images', 0):g} images" if several else ""
+    count += f", {MIXES.get(floor['mix'], floor['mix']) or 'balanced'}" if several else ""
     return Rule(found, f"real against real {figures.short(found)}{count}", low, high)
 
 

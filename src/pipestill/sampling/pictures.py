@@ -41,13 +41,13 @@ def save_png(picture: NDArray[np.uint8], path: Path) -> None:
     write_atomic(path, png_bytes(picture))
 
 
-def pick_classes(classes: int, most: int) -> list[int]:
-    """All classes, or `most` of them evenly spread from first to last."""
-    if classes <= most:
-        return list(range(classes))
+def pick_classes(classes: Sequence[int], most: int) -> list[int]:
+    """All of these classes, or `most` of them evenly spread from first to last."""
+    if len(classes) <= most:
+        return list(classes)
     if most == 1:
-        return [0]
-    return [round(row * (classes - 1) / (most - 1)) for row in range(most)]
+        return [classes[0]]
+    return [classes[round(row * (len(classes) - 1) / (most - 1))] for row in range(most)]
 
 
 def pick_items(labels: NDArray[np.int64], rows: Sequence[int], columns: int, unlabelled_rows: int) -> list[int | None]:

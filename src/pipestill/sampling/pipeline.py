@@ -142,10 +142,11 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @staticmethod
     def _labels(given: Sequence[int | str] | int | str | None, count: int | None, card: ModelCard) -> Tensor:
-        """Labels [N] int64: those given, or all classes in turn; -1 throughout for a model without classes."""
+        """Labels [N] int64: those given, or all classes that had images in turn; -1 without classes."""
         if given is None:
             total = 1 if count is None else count
-            return torch.arange(total) % len(card.classes) if card.classes else torch.full((total,), UNCONDITIONAL)
+            filled = torch.tensor(card.filled)
+            return filled[torch.arange(total) % len(filled)] if card.classes else torch.full((total,), UNCONDITIONAL)
         named = [given] if isinstance(given, (int, str)) else list(given)
         if not named:
             raise InputError("class_labels is empty: give one label for each image")

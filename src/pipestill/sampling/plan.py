@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pipestill import counter
-from pipestill.errors import InputError
+from pipestill import counter, mixes
 
 UNCONDITIONAL = -1  # the label of an item that is asked for without a class
 
@@ -37,11 +37,9 @@ def blocks(seeds: Sequence[int], images: int, micro_batch: int) -> list[Block]:
     ]
 
 
-def balanced(images: int, classes: int) -> NDArray[np.int64]:
-    """Item i shows class i mod `classes`: exactly equal counts where `classes` divides `images`, else one apart."""
-    if classes < 1:
-        raise InputError("plan=balanced needs a model with classes: use plan=none for an unconditional one")
-    return np.arange(images, dtype=np.int64) % classes
+def labels_in(mix: NDArray[np.int64], images: int) -> Tensor:
+    """Labels of items in a class mix, int64 [images] on the host; 0 for data without classes."""
+    return torch.from_numpy(mixes.sequence(mix, images)) if mix.any() else torch.zeros(images, dtype=torch.int64)
 
 
 def listed(images: int, chosen: Sequence[int]) -> NDArray[np.int64]:
@@ -49,24 +47,10 @@ def listed(images: int, chosen: Sequence[int]) -> NDArray[np.int64]:
     return np.resize(np.asarray(chosen, dtype=np.int64), images)
 
 
-def as_in_data(images: int, labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
-    """Classes in the proportions of `labels` (largest remainders), spread evenly over the items."""
-    counts = np.bincount(labels, minlength=classes).astype(np.int64)
-    if counts.sum() == 0:
-        raise InputError("plan=data needs a dataset with labels in its train part")
-    share, remainder = np.divmod(counts * images, counts.sum())
-    for index in np.argsort(-remainder, kind="stable")[: images - int(share.sum())]:
-        share[index] += 1
-    order = np.repeat(np.arange(classes), share)
-    position = np.concatenate([(np.arange(n) + 0.5) / n for n in share if n] or [np.empty(0)])
-    return order[np.argsort(position, kind="stable")].astype(np.int64)
-
-
-def drawn(images: int, classes: int) -> NDArray[np.int64]:
-    """Uniform classes, a function of the item alone: counts differ by chance, as in EDM's sets for its distances."""
-    if classes < 1:
-        raise InputError("plan=drawn needs a model with classes: use plan=none for an unconditional one")
-    return counter.integers(0, "plan/drawn", torch.arange(images), classes).numpy()
+def drawn(images: int, filled: Sequence[int]) -> NDArray[np.int64]:
+    """Uniform over the classes `filled`, a function of the item alone: counts differ by chance, as in EDM's sets."""
+    places = counter.integers(0, "plan/drawn", torch.arange(images), len(filled))
+    return np.take(np.asarray(filled, dtype=np.int64), places.numpy())
 
 
 def without_classes(images: int) -> NDArray[np.int64]:

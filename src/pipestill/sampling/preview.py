@@ -247,7 +247,7 @@ def _rows(card: ModelCard, params: PreviewParams) -> list[int]:
     """The classes of the grid's rows; none where the model has none. Raises InputError."""
     if params.classes:
         return numbers(params.classes, card.classes, "operation.preview.classes")
-    return pick_classes(len(card.classes), params.rows)
+    return pick_classes(card.filled, params.rows)
 
 
 def _teachers_sigmas(denoiser: Denoiser) -> Tensor:

@@ -49,6 +49,11 @@ class Samples:
         return int(self.index["images_per_seed"])
 
     @property
+    def plan(self) -> str:
+        """The plan by which classes were chosen, as runs have it."""
+        return str(self.index["plan"])
+
+    @property
     def spaces(self) -> tuple[str, ...]:
         """Spaces whose features are kept instead of images; () where images are kept."""
         return tuple(self.index.get("features", ()))
@@ -129,13 +134,13 @@ def write_samples(
         name = f"images-{len(shards):05d}.npy"
         np.save(folder / name, shard)
         if not shards:
-            save_png(_overview(shard, len(index.get("classes", ()))), folder / "grid.png")
+            save_png(_overview(shard, len(np.unique(labels))), folder / "grid.png")
         shards.append({"file": name, "first": written, "count": wanted})
         written += wanted
     _write_index(folder, labels, {**index, "shards": shards, "shape": list(shape)})
 
 
-def kept_items(labels: NDArray[np.int64], classes: int) -> list[int]:
+def kept_items(labels: NDArray[np.int64], classes: Sequence[int]) -> list[int]:
     """Items whose images are kept beside features: those that a report shows by default, and the first ones.
 
     Ascending, GRID_ROWS x GRID_COLUMNS of them where there are so many.
@@ -170,7 +175,7 @@ def write_features(
             for number, table in enumerate(tables):
                 table.write(rows[:, bounds[number] : bounds[number + 1]].astype("<f4").tobytes())
     np.save(folder / KEPT, images)
-    few = len(index.get("classes", ()))
+    few = len(np.unique(labels))
     save_png(_overview(images, few if few <= GRID_ROWS else 0), folder / "grid.png")
     body = {**index, "shards": [], "shape": list(shape), "features": dict(spaces), "kept": list(kept)}
     _write_index(folder, labels, body)

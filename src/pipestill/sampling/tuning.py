@@ -76,10 +76,13 @@ def measure_all(
     *,
     features: Callable[[Tensor], Tensor],
     target: Moments,
+    labels: Tensor,
     state: Path,
     world: World,
 ) -> dict[Candidate, float]:
     """The Fréchet distance of each candidate's `params.images` samples to `target`, in the space of `features`.
+
+    `labels` [params.images] are the classes of the samples.
 
     Measured ones are read from `state`. Raises Stopped on request and SurroundingsError for samples that are not
     finite.
@@ -107,7 +110,7 @@ def measure_all(
                         "kept: start it again to go on"
                     )
                 items = torch.arange(first, min(first + params.micro_batch, params.images))
-                x0 = _sample(candidate, denoise, card, params, items, shared, world.device)
+                x0 = _sample(candidate, denoise, card, params, items, labels[items], shared, world.device)
                 if not bool(torch.isfinite(x0).all()):
                     raise SurroundingsError(f"{candidate.name}: samples are not finite; train the model anew")
                 table.append(features(to_uint8(x0)))
@@ -125,6 +128,7 @@ def _sample(
     card: ModelCard,
     params: TuneParams,
     items: Tensor,
+    labels: Tensor,
     shared: dict[tuple[float, int], Tensor],
     device: torch.device,
 ) -> Tensor:
@@ -144,7 +148,7 @@ def _sample(
         first_once,
         sampler=SAMPLERS[candidate.sampler],
         sigmas=karras(candidate.steps, candidate.sigma_min, candidate.sigma_max, params.rho),
-        condition=card.condition((items % max(len(card.classes), 1)).to(device)),
+        condition=card.condition(labels.to(device)),
         seed=params.seed,
         items=items,
         shape=(card.channels, card.resolution, card.resolution),

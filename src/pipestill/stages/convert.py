@@ -19,7 +19,7 @@ from pipestill.progress import say
 from pipestill.stages import common
 from pipestill.work import open_work
 
-VERSION = 1
+VERSION = 2
 EXAMPLES = """
   pipestill convert --name edm --input artifacts/fetched/edm --dataset artifacts/dataset --output artifacts/models/edm
   pipestill convert --to-edm edm.safetensors --model artifacts/models/edm
@@ -105,6 +105,7 @@ def convert(params: ConvertParams, *, name: str, source: Path, dataset: Path, ou
             unconditional_branch=bool(found.unconditional_branch),
             denoiser=params.denoiser.plain(),
             native=NativeSchedule(**params.native.plain()) if params.native else None,
+            empty=opened.empty,
         )
         staging = work.staging()
         save_model(staging, card, unet, {"ema": state})

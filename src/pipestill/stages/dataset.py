@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipestill import outputs
+from pipestill import mixes, outputs
 from pipestill.config import DataParams, contradictions
 from pipestill.data.complaints import line
 from pipestill.errors import InputError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipestill.data.ingest import Ingested
     from pipestill.data.source import Source
 
-VERSION = 5
+VERSION = 6
 PRINTED = 20  # faults that are printed; the report has them all
 EXAMPLES = """
   pipestill dataset --check photos --report photos-report data.resolution=32 data.color=rgb data.transform=center-crop
@@ -77,7 +77,8 @@ def main(options: argparse.Namespace) -> int:
             found = check(data, report=options.report, workers=workers, stop=stop)
             if not found["images"]:
                 return 2  # what is wrong with the files says it all
-            refused = misfits(params.reference, found["parts"], labelled=params.data.labels, where=options.check)
+            train = {entry["name"]: entry["train"] for entry in found["classes"]}
+            refused = misfits(params.reference, found["parts"], train, where=options.check)
             for line in refused or list(contradictions(params))[:1]:
                 warn(f"the stages that follow would refuse this: {line}")
             return 2 if found["bad"]["count"] else 0
@@ -134,6 +135,7 @@ def build(data: DataParams, output: Path, *, workers: int = 1, stop: StopRequest
         summary = {
             "images": len(kept),
             "classes": len(source.classes),
+            "empty_classes": report["empty_classes"],
             "parts": report["parts"],
             "pixel_std": pixel_std,
             "set_aside": {file["name"]: file["reason"] for file in report["bad"]["files"]},
@@ -189,9 +191,10 @@ def export(dataset: Path | None, file: Path, part: str | None = None) -> None:
 
 def summarised(report: dict[str, Any]) -> str:
     """The report in one line."""
-    parts, duplicates = report["parts"], report["duplicates"]
+    parts, duplicates, empty = report["parts"], report["duplicates"], report["empty_classes"]
+    without = f" ({len(empty)} without images: {mixes.listed(empty)})" if empty else ""
     return (
-        f"{report['images']} good images in {len(report['classes'])} classes "
+        f"{report['images']} good images in {len(report['classes'])} classes{without} "
         f"(train {parts['train']}, validation {parts['validation']}, test {parts['test']}), "
         f"{report['bad']['count']} bad, {duplicates['exact']['repeats']} exact repeats, "
         f"{duplicates['near']['pairs']} near pairs, imbalance {report['imbalance']:.3g}"

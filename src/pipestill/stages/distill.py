@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipestill import artifacts
+from pipestill import artifacts, mixes
 from pipestill.config import OperationParams, StudentParams
 from pipestill.errors import InputError
 from pipestill.launch import Spread
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipestill.distributed import World
     from pipestill.networks.model import ModelCard
 
-VERSION = 4
+VERSION = 5
 EXAMPLES = """\
   pipestill distill --name student-4 --dataset artifacts/dataset --reference artifacts/reference \\
       --teacher artifacts/models/teacher --output artifacts/models/student-4
@@ -180,6 +180,7 @@ def prepared(
         role="student",
         native=native,
         unconditional_branch=real.card.unconditional_branch and student.label_dropout > 0,
+        empty=images.empty,
     )
     # the null class is trained only where labels are dropped, but every condition may name it
     training_card = replace(card, unconditional_branch=real.card.unconditional_branch)
@@ -192,6 +193,7 @@ def prepared(
     source = real.denoiser if student.gan.features == "teacher" else score
     head = build_head(score).to(world.device) if student.gan.on else None
     fake = FakeScore(score, head, source)
+    mix = mixes.of_plan(student.plan, images.train_counts)
     loader = None
     if student.gan.on:
         loader = Loader(
@@ -203,8 +205,9 @@ def prepared(
             size=world.size,
             cache=cache,
             device=world.device,
+            balanced=student.gan.real == "plan" and not mixes.agree(images.train_counts, mix),
         )
-    validation = Validation(open_reference(reference), card, student.validation, world)
+    validation = Validation(open_reference(reference), card, student.validation, student.plan, world)
     training = Distillation(
         student=generator,
         teacher=real.denoiser,
@@ -215,6 +218,7 @@ def prepared(
         validation=validation,
         world=world,
         train_images=len(images.split["train"]),
+        mix=mix,
     )
     return training, generator, card
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipestill import artifacts, outputs
-from pipestill.config import EvaluationParams, OperationParams
+from pipestill.config import EvaluationParams, OperationParams, mix_of
 from pipestill.errors import InputError
 from pipestill.evaluation.headline import file_of
 from pipestill.launch import Spread
@@ -25,11 +25,12 @@ from pipestill.stages.watch import watch
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
     from pipestill.distributed import World
+    from pipestill.evaluation.matching import Match
     from pipestill.evaluation.reference import Reference
     from pipestill.sampling.store import Samples
     from pipestill.work import Work
 
-VERSION = 3
+VERSION = 4
 METRICS, SEEDS = "metrics.json", "seeds.json"
 EXAMPLES = """\
   pipestill evaluate --name student-4 --samples artifacts/samples/student-4 --reference artifacts/reference \\
@@ -155,7 +156,7 @@ def check(samples: Samples, reference: Reference) -> None:
             f"{path} has {len(samples.index['classes'])} classes, {against} has {len(reference.classes)} or other "
             "names: use the reference of this data"
         )
-    reference.floor(samples.images_per_seed)
+    reference.floor(samples.images_per_seed, mix_of(samples.plan))
     reference.check_count(samples.images_per_seed)
     if samples.spaces and samples.artifact.manifest.inputs["extractors"] != reference.measures:
         raise InputError(f"{path} holds features by other extractors than {against}'s: sample it anew for this one")
@@ -171,6 +172,7 @@ def _measure(
     from pipestill.evaluation import measure
     from pipestill.evaluation.clock import Clock
     from pipestill.evaluation.intervals import rounded
+    from pipestill.evaluation.matching import match
     from pipestill.evaluation.tables import extract
 
     clock = Clock()
@@ -187,8 +189,9 @@ def _measure(
     if not world.leader:
         return None
 
-    by_seed = measure.by_seed(reference, tables, torch.from_numpy(samples.labels), samples.seeds, world.device)
-    body = _figures(samples, reference, list(by_seed.values()))
+    matched, labels = match(reference, samples.plan), torch.from_numpy(samples.labels)
+    by_seed = measure.by_seed(reference, tables, labels, samples.seeds, matched, world.device)
+    body = _figures(samples, reference, matched, list(by_seed.values()))
     clock.mark("metrics_seconds")
 
     staging = work.staging()
@@ -204,19 +207,24 @@ def _measure(
     return artifact
 
 
-def _figures(samples: Samples, reference: Reference, repetitions: list[dict[str, float]]) -> dict[str, Any]:
-    """metrics.json: means over seeds, the floor beside each distance, what the run was, and the protocol in words."""
+def _figures(
+    samples: Samples, reference: Reference, matched: Match, repetitions: list[dict[str, float]]
+) -> dict[str, Any]:
+    """metrics.json: means over seeds, the floor beside each distance, what the run was, and the protocol in words.
+
+    `mix` and `notes` are lists for the same reason as the protocol: DVC makes a column of every text.
+    """
     from pipestill.evaluation import measure
     from pipestill.evaluation.intervals import rounded
 
     means, intervals = measure.summarise(repetitions)
-    floor = reference.floor(samples.images_per_seed)
+    floor = reference.floor(samples.images_per_seed, mix_of(samples.plan))
     beside = {}
     for key, value in means.items():
         if key.startswith("fd_"):
             beside[f"floor_{key}"] = floor[key]
             beside[f"excess_{key}"] = rounded(value - floor[key])
-    texts = measure.protocol_text(reference, means) | {"floor": measure.texts_of(floor["protocol"])["floor"]}
+    texts = measure.protocol_text(reference, means, matched) | {"floor": measure.texts_of(floor["protocol"])["floor"]}
     if intervals:
         texts["intervals"] = measure.INTERVAL.format("sampling seeds")
     run = {
@@ -224,6 +232,8 @@ def _figures(samples: Samples, reference: Reference, repetitions: list[dict[str,
         "guidance": samples.index["guidance"],
         "images": samples.count,
         "seeds": len(samples.seeds),
+        "mix": [samples.plan],
+        "notes": list(matched.notes),
     }
     return {**means, **beside, **run, "intervals": intervals, "protocol": measure.stated(texts)}
 

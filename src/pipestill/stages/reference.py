@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipestill.distributed import World
     from pipestill.work import Work
 
-VERSION = 3
+VERSION = 4
 EXAMPLES = """\
   pipestill reference --dataset artifacts/dataset --output artifacts/reference --metrics metrics/floor.json
   pipestill reference --dataset artifacts/dataset --output /tmp/reference reference.floor.counts=[200,500]
@@ -122,6 +122,7 @@ def _build(
 ) -> Artifact | None:
     from pipestill.evaluation import building
     from pipestill.evaluation.clock import Clock
+    from pipestill.evaluation.reference import floor_key
 
     building.check(params, data)
     clock = Clock()
@@ -146,13 +147,16 @@ def _build(
         )
     clock.mark("floors_seconds")
     distances = {
-        str(count): {key: value for key, value in reference.floor(count).items() if key.startswith("fd_")}
+        floor_key(count, plan): {
+            key: value for key, value in reference.floor(count, plan).items() if key.startswith("fd_")
+        }
+        for plan in building.floor_plans(params, data.classes)
         for count in params.floor.counts
     }
     index = reference.index
     summary = {"images": dict(index.images), "accuracy": dict(index.accuracy), "floors": distances}
     artifact = work.publish(staging, summary)
     work.record(finished=True, ranks=world.size, **clock.seconds)
-    for floor_count, found in distances.items():
-        say(f"floor at {floor_count} images: " + ", ".join(f"{key} {value:.4g}" for key, value in found.items()))
+    for name, found in distances.items():
+        say(f"floor of {name} images: " + ", ".join(f"{key} {value:.4g}" for key, value in found.items()))
     return artifact

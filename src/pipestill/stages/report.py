@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipestill.reporting.page import Local, Preview
     from pipestill.reporting.sources import Places, Sources
 
-VERSION = 5
+VERSION = 6
 PAGE = "index.html"
 PICTURES = (".png", ".webp")
 PREVIEWS = 6  # shown of each model

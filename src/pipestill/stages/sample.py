@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipestill.sampling.runner import Progress
     from pipestill.work import Work
 
-VERSION = 2
+VERSION = 3
 EXAMPLES = """\
   pipestill sample --name student-4 --model artifacts/models/student-4 --output artifacts/samples/student-4
   pipestill sample --name teacher-2m-10 --model artifacts/models/teacher --sigmas artifacts/tuned/teacher \\
@@ -207,6 +207,7 @@ def _sample(
         "sigmas": [level if math.isfinite(level) else None for level in recipe.sigmas.tolist()],
         "model": {"name": run.model, "payload": source.manifest.payload, "weights": run.weights},
         "classes": list(card.classes),
+        "plan": run.plan,
     }
     shown = _repeat(labels, len(run.seeds))
     with writing(staging):
@@ -216,7 +217,7 @@ def _sample(
             )
         else:
             spaces = {extractor.name: extractor.dimension for extractor in extractors}
-            rows, kept = read_blocks(folder, parts, (sum(spaces.values()),)), kept_items(labels, len(card.classes))
+            rows, kept = read_blocks(folder, parts, (sum(spaces.values()),)), kept_items(labels, card.filled)
             images = _images_of(kept, compute, run, labels)
             write_features(staging, rows, spaces, kept, images, labels=shown, shape=height_first, index=index)
     total = run.images * len(run.seeds)
@@ -276,14 +277,16 @@ def _timings(progress: Progress, images: int, run: RunParams, work: Work) -> dic
 
 def labels_of(run: RunParams, card: ModelCard, dataset: Path | None) -> NDArray[np.int64]:
     """The class of each item, the same for every seed: int64 [images]."""
+    import numpy
+
+    from pipestill import mixes
     from pipestill.classes import numbers
     from pipestill.sampling import plan
 
-    classes = len(card.classes)
     if run.plan == "balanced":
-        return plan.balanced(run.images, classes)
+        return mixes.sequence(numpy.isin(range(len(card.classes)), card.filled).astype(numpy.int64), run.images)
     if run.plan == "drawn":
-        return plan.drawn(run.images, classes)
+        return plan.drawn(run.images, card.filled)
     if run.plan == "listed":
         return plan.listed(run.images, numbers(run.classes, card.classes, f"classes of model {run.model}"))
     if run.plan == "none":
@@ -295,7 +298,9 @@ def labels_of(run: RunParams, card: ModelCard, dataset: Path | None) -> NDArray[
     data = open_dataset(dataset)
     if tuple(data.classes) != tuple(card.classes):
         raise InputError(f"{dataset} has the classes {list(data.classes)}, model {run.model} has {list(card.classes)}")
-    return plan.as_in_data(run.images, data.labels[data.split["train"]], classes)
+    if not data.classes:
+        raise InputError(f"plan=data takes shares of classes from {dataset}, which has no labels: use plan=none")
+    return mixes.sequence(data.train_counts, run.images)
 
 
 def _repeat(labels: NDArray[np.int64], times: int) -> NDArray[np.int64]:

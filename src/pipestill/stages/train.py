@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pipestill.networks.unet2d import UNet2DModel
     from pipestill.training.teacher import TeacherTraining
 
-VERSION = 3
+VERSION = 4
 EXAMPLES = """\
   pipestill train --name teacher --dataset artifacts/dataset --output artifacts/models/teacher
   pipestill train --name teacher --dataset artifacts/dataset --output /tmp/teacher --ranks 2 \\
@@ -151,6 +151,7 @@ def prepared(
         classes=data.classes,
         unconditional_branch=bool(data.classes) and teacher.training.label_dropout > 0,
         denoiser=settings.plain(),
+        empty=data.empty,
     )
     denoiser = wrap(unet, settings, autocast_type(teacher.training.precision))
     prepare(denoiser, teacher.training, world)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipestill.evaluation.reference import Reference
     from pipestill.networks.model import ModelCard
 
-VERSION = 1
+VERSION = 2
 EXAMPLES = """\
   pipestill tune --name teacher --model artifacts/models/teacher --reference artifacts/reference \\
       --output artifacts/tuned/teacher
@@ -77,12 +77,14 @@ def tune(
         from pipestill.evaluation.reference import open_reference
         from pipestill.networks.model import load_model
         from pipestill.sampling.place import place
+        from pipestill.sampling.plan import labels_in
         from pipestill.sampling.tuning import as_csv, candidates, choose, measure_all
 
         against = open_reference(reference)
         loaded = load_model(model)
         wanted = candidates(params, loaded.denoiser.sigma_min, loaded.denoiser.sigma_max)
         _check_fit(loaded.card, against, model, reference)
+        target, mix = against.in_mix("validation", params.extractor, params.plan)
         say(f"{name}: {len(wanted)} candidates of {params.images} images, by {params.extractor}")
         distances = measure_all(
             wanted,
@@ -90,7 +92,8 @@ def tune(
             loaded.card,
             params,
             features=against.extractor(params.extractor, world.device),
-            target=against.moments("validation", params.extractor),
+            target=target,
+            labels=labels_in(mix, params.images),
             state=work.state / "candidates",
             world=world,
         )

@@ -165,6 +165,7 @@ def _measured(
 
     from pipestill.config import denoiser_params
     from pipestill.evaluation import measure
+    from pipestill.evaluation.matching import match
     from pipestill.networks.model import wrap
     from pipestill.sampling.features import by_space, in_spaces
     from pipestill.sampling.place import place
@@ -204,7 +205,8 @@ def _measured(
     size = sum(extractor.dimension for extractor in extractors)
     rows = np.concatenate(list(read_blocks(folder, parts, (size,))))
     shown = torch.from_numpy(np.tile(labels, len(run.seeds)))
-    found = measure.by_seed(against, by_space(rows, extractors), shown, run.seeds, world.device)
+    matched = match(against, run.plan)
+    found = measure.by_seed(against, by_space(rows, extractors), shown, run.seeds, matched, world.device)
     return measure.summarise(list(found.values()))[0]
 
 
