@@ -196,6 +196,17 @@ def test_a_thousand_equal_complaints_are_one_line(run: Run, capsys: pytest.Captu
     assert json.loads(Path("out/report.json").read_text())["transparent"] == 1000
 
 
+def test_check_of_bad_files_alone_speaks_of_nothing_else(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        Path("photos", name).mkdir(parents=True)
+        Path("photos", name, "1.png").write_bytes(b"")
+    assert cli.main(["dataset", "--check", "photos"]) == 2
+    said = capsys.readouterr().err
+    assert "2 files: is no image in a known format" in said
+    assert "note: " not in said
+    assert "the stages that follow" not in said
+
+
 def test_files_that_edms_labels_name_and_that_are_not_there(run: Run) -> None:
     class_folders(Path("photos"))
     names = sorted(str(file.relative_to("photos")) for file in Path("photos").rglob("*.png"))
