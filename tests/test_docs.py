@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,21 @@ from workflow_project import ROOT, Project
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TOOLS = ("pipestill", "snakemake", "dvc", "make", "git", "pip", "cd", ".", "export", "tmux", "podman", "apptainer")
+TOOLS = (
+    "pipestill",
+    "snakemake",
+    "dvc",
+    "make",
+    "python",
+    "git",
+    "pip",
+    "cd",
+    ".",
+    "export",
+    "tmux",
+    "podman",
+    "apptainer",
+)
 
 # Commands that only their arguments are checked of, and why they do not run.
 PARSED = {
@@ -129,6 +144,8 @@ def run(command: str, project: Project, elsewhere: Path) -> None:
         parse_args(words)
     elif tool == "make":
         subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, capture_output=True)
+    elif tool == "python":
+        subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, check=True, capture_output=True)
     else:
         raise AssertionError(f"{command}: run it, or say in SKIPPED why not")
 
