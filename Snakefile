@@ -40,6 +40,7 @@ rule all:
 
 onstart:
     keep_parameters()
+    say_how_long()
 
 
 onsuccess:

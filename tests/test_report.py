@@ -136,7 +136,7 @@ def test_numbers_read_in_three_digits(number: float | None, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(None, "–"), (4e-5, "40.0 µs"), (0.0042, "4.20 ms"), (3.0, "3.00 s"), (600, "10.0 min"), (9000, "2.50 h")],
+    [(None, "–"), (4e-5, "40.0 µs"), (0.0042, "4.20 ms"), (3.0, "3.00 s"), (600, "10 min"), (9000, "2 h 30 min")],
 )
 def test_durations_read_in_the_unit_that_fits(seconds: float | None, text: str) -> None:
     assert figures.duration(seconds) == text

@@ -103,7 +103,7 @@ def test_under_dvc_a_later_stage_names_what_changed(project: Project) -> None:
     """Sampling itself ends well: what changed while it ran is another stage's."""
     edit_during_sampling(project, "evaluation.threads", "2", "operation.log_every", "7")
     old = recorded(project, "evaluate@student-4")
-    said = project.run("dvc", "repro", "evaluate@student-4", code=255)
+    said = project.run("dvc", "repro", "evaluate@student-4", code=255, fresh=True)
     assert "params.yaml changed while DVC was running: evaluation.threads was 1, now 2: restore it" in said
     assert "operation.log_every" not in said
     assert recorded(project, "sample@student-4")["sampling.runs.student-4"]["seeds"] == [7]  # type: ignore[index]
@@ -116,7 +116,7 @@ def test_under_dvc_a_later_stage_names_what_changed(project: Project) -> None:
 def test_dvc_records_nothing_under_parameters_that_were_edited_while_it_ran(project: Project) -> None:
     edit_during_sampling(project, SEEDS, "[8]", "sampling.runs.student-4.micro_batch", "3")
     old = recorded(project, "sample@student-4")
-    said = project.run("dvc", "repro", "sample@student-4", code=255)
+    said = project.run("dvc", "repro", "sample@student-4", code=255, fresh=True)
     assert "sampling.runs.student-4.seeds was [7], now [8]; sampling.runs.student-4.micro_batch was" in said
     assert "to keep this result, restore the old value and run pipestill record" in said
     assert made_with(project, SAMPLES)["seeds"] == [7]

@@ -143,13 +143,6 @@ def test_figures_of_each_rule(tmp_path: Path) -> None:
     assert list(command.benchmark_lines(tmp_path))[1].split() == ["sample", "3", "6.0", "3.5", "300", "60"]
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7300, "2 h"), (3 * 86400, "3 d")]
-)
-def test_times_that_a_person_reads(seconds: float, text: str) -> None:
-    assert command.duration(seconds) == text
-
-
 def test_a_word_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
     with status.told(tmp_path / "gone" / "status.json", {}):
         pass

@@ -47,7 +47,8 @@ class Project:
         programs = [str(folder) for folder in (stand_in, Path(sys.executable).parent) if folder]
         path = os.pathsep.join([*programs, os.environ["PATH"]])
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PIPESTILL_", "DVC_"))}
-        variables = inherited | {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"} | environment
+        own = {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PIPESTILL_ESTIMATE": "0"}
+        variables = inherited | own | environment
         with tempfile.TemporaryFile("w+") as output:
             process: forked.Process | subprocess.Popen[bytes] | None = None
             if command[:3] == PIPESTILL and not fresh:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from pipestill.durations import duration
 from pipestill.terminal import coloured
 
 Item = TypeVar("Item")
@@ -86,7 +87,7 @@ class Bar:
             done, total, unit, rate = f"{self._done / 1e6:.1f}", f"{self._total / 1e6:.1f}", "MB", rate / 1e6
         print(
             f"{self._label}: {done}/{total} ({share:.0f}%), {rate:.4g} {unit}/s, "
-            f"{left:.0f} s left {self._figures}".rstrip(),
+            f"{duration(left)} left {self._figures}".rstrip(),
             file=sys.stderr,
             flush=True,
         )

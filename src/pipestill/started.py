@@ -147,7 +147,7 @@ def _copy_of_this_run() -> Path:
 
 def _dvc_process() -> str:
     """Number and start of the DVC that started this stage: the first process above that is not in a stage itself."""
-    pid = os.getpid()
+    pid = os.getppid()
     while pid > 1 and f"\0{STAGE}=".encode() in _variables(pid):
         pid = _process(pid)[0]
     return f"{pid}-{_process(pid)[1]}"

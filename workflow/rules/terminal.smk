@@ -1,6 +1,8 @@
 # What the terminal shows of a run, beside the stages' own lines. Snakemake's log file has everything.
 import logging
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ HIDDEN = re.compile(
     r"|Select jobs to execute|Execute \d+ jobs",
     re.DOTALL,
 )
+LONG = {"reference", "train", "tune", "distill", "sample"}  # rules whose time is worth a few seconds of measuring
 RESTART = re.compile(r"Trying to restart job (\d+)")
 
 
@@ -42,6 +45,16 @@ if workflow.is_main_process:
     for handler in logging.getLogger("snakemake.logging").handlers:
         if handler.name == "DefaultStreamHandler":
             handler.addFilter(is_shown)
+
+
+def say_how_long():
+    """How long the jobs of this run will take, if this machine is to do them and any of them takes long."""
+    jobs = [(job.rule.name, job.wildcards.get("name")) for job in workflow.dag.needrun_jobs()]
+    wanted = [f"{rule}@{entry}" if entry else rule for rule, entry in jobs if rule != "all"]
+    here = workflow.is_main_process and workflow.local_exec and os.environ.get("PIPESTILL_ESTIMATE") != "0"
+    if here and LONG & {rule for rule, _ in jobs}:
+        command = [sys.executable, "-m", "pipestill", "config", "--estimate", "--stages", *wanted]
+        subprocess.run(command, stdout=sys.stderr, check=False)
 
 
 def say_what_changed():

@@ -7,6 +7,7 @@ belongs to an experiment, or edit params.yaml.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipestill import config, configure, outputs, project
@@ -16,6 +17,7 @@ from pipestill.progress import say, warn
 
 EXAMPLES = """\
   pipestill config experiment=digits
+  pipestill config --estimate
   pipestill config experiment=digits_long distillation.students.student-4-a.generator_lr=1e-4
 """
 
@@ -29,12 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--print", action="store_true", help="print instead of writing")
     other.add_argument("--check", action="store_true", help="check the file as it is, and write nothing")
+    other.add_argument("--estimate", action="store_true", help="say how long what is to run will take on this machine")
+    parser.add_argument("--stages", nargs="+", help=argparse.SUPPRESS)  # those that a running Snakemake is to make
     other.add_argument("--schema", action="store_true", help="print the JSON schema of params.yaml")
     other.add_argument("--docs", action="store_true", help="print the table of all parameters as Markdown")
 
 
 def _output(options: argparse.Namespace) -> Kind | None:
-    only_read = options.print or options.check or options.schema or options.docs
+    only_read = options.print or options.estimate or options.check or options.schema or options.docs
     return None if only_read else outputs.PARAMETERS
 
 
@@ -46,6 +50,9 @@ def main(options: argparse.Namespace) -> None:
         from pipestill import parameter_docs
 
         print(parameter_docs.page(), end="")
+    elif options.estimate:
+        for line in _estimated(options.stages):
+            print(line, flush=True)
     elif options.check:
         config.load(options.output, options.overrides, whole=True)
         say(f"{shown} is in order")
@@ -62,6 +69,18 @@ def main(options: argparse.Namespace) -> None:
         made = any(params.data.path.startswith(f"data/{name}") for name in params.examples)
         if not made and not Path(params.data.path).exists():
             warn(f"data.path={params.data.path} is not there yet")
+
+
+def _estimated(addresses: Sequence[str] | None) -> Iterator[str]:
+    """How long these stages will take, or all that are not up to date."""
+    from pipestill import pipeline, planning, started
+
+    stages = started.restored(Path.cwd()) or pipeline.load(Path.cwd())
+    wanted = planning.to_run(stages) if addresses is None else [s for s in stages.stages if s.address in addresses]
+    if wanted:
+        yield from planning.lines(stages, wanted)
+    else:
+        say("nothing is to run: all stages are up to date")
 
 
 def _summary(params: Params) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipestill import artifacts, logs, pipeline, status
 from pipestill.arguments import seconds
+from pipestill.durations import duration
 from pipestill.errors import InputError
 from pipestill.pipeline import Pipeline, Stage
 from pipestill.previews import previews_of
@@ -200,14 +201,6 @@ def _progress(doing: dict[str, Any], *, left: bool) -> str:
     if left and rate > 0:
         text += f", {rate:.4g}/s, {duration((total - done) / rate)} left"
     return text + (f", {doing['figures']}" if doing["figures"] else "")
-
-
-def duration(seconds: float) -> str:
-    """A time that a person can read at a glance."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
 
 
 def benchmark_lines(runs: Path) -> Iterator[str]:

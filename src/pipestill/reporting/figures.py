@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipestill import durations
+
 Metrics = Mapping[str, Any]
 
 EXTRACTORS = {
@@ -164,9 +166,7 @@ def duration(seconds: float | None) -> str:
         return f"{short(1e3 * seconds)} ms"
     if seconds < 120:
         return f"{short(seconds)} s"
-    if seconds < 7200:
-        return f"{short(seconds / 60)} min"
-    return f"{short(seconds / 3600)} h"
+    return durations.duration(seconds)
 
 
 def leaders(runs: Sequence[tuple[str, Metrics]], key: str) -> dict[str, str]:

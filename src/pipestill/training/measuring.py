@@ -71,7 +71,7 @@ def measure(
     together: list[dict[str, float]] = []
     apart: list[dict[str, float]] = []
     for _ in range(ROUNDS):
-        whole.append(_seconds(world, lambda: make(updates)) / updates)
+        whole.append(seconds_of(world, lambda: make(updates)) / updates)
         together.append(by_phase(apart=False))
         apart.append(by_phase(apart=True) if world.size > 1 else together[-1])
     bar.close()
@@ -84,15 +84,15 @@ def measure(
         batch=batch,
         seconds=statistics.median(whole),
         phases=phases,
-        preview=_seconds(world, lambda: previews.make(1, 0)),
+        preview=seconds_of(world, lambda: previews.make(1, 0)),
         preview_items=previews.count,
-        sync=_seconds(world, lambda: training.ema.drift(world, mend=True)),
+        sync=seconds_of(world, lambda: training.ema.drift(world, mend=True)),
         spread=max(whole) / min(whole),
     )
     return max(world.gather(own), key=lambda each: each.seconds)
 
 
-def _seconds(world: World, work: Callable[[], object]) -> float:
+def seconds_of(world: World, work: Callable[[], object]) -> float:
     """How long a piece of work takes that all ranks begin together."""
     world.barrier()
     clock = Clock(world.device)

@@ -1,0 +1,241 @@
+"""A few timed steps of each network that a project trains or samples, on made-up images: what an estimate starts from.
+
+Nothing is written, and the weights that come of it are worth nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Collection
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pipestill.config import Params, StudentParams, TeacherParams
+from pipestill.distributed import World
+from pipestill.estimating import Sizes, Speeds
+from pipestill.training.measuring import seconds_of
+
+if TYPE_CHECKING:
+    from pipestill.diffusion.denoiser import Denoiser
+    from pipestill.networks.model import ModelCard
+
+IMAGES = 256  # made-up images that a training sees
+STEPS = 20  # timed steps at most, for one network and kind of step
+EACH = 1.0  # seconds of timed steps, for one network and kind of step
+
+
+class Trial:
+    """Measures what is asked for until the budget is spent, then falls back on what was measured of that network."""
+
+    def __init__(self, params: Params, classes: int, world: World, *, budget: float) -> None:
+        self.params, self.world = params, world
+        self._until = time.process_time() + budget
+        self._data = _made_up(params, max(classes, 0))
+        self._teachers: dict[str, tuple[Any, Denoiser, ModelCard]] = {}
+
+    def speeds(self, stages: Collection[tuple[str, str | None]], sizes: Sizes, start: float, decode: float) -> Speeds:
+        """The speeds that these stages need."""
+        names = {kind: [entry for stage, entry in stages if stage == kind and entry] for kind, _ in stages}
+        runs = [self.params.sampling.runs[name] for name in names.get("sample", [])]
+        models = dict.fromkeys([*names.get("train", []), *names.get("tune", []), *names.get("distill", [])])
+        models |= dict.fromkeys(run.model for run in runs)
+        forward: dict[str, float] = {}
+        update: dict[str, float] = {}
+        for teacher in dict.fromkeys(filter(None, map(self._teacher_of, models))):
+            forward[teacher] = self._forward(teacher)
+        forward |= {name: forward[teacher] for name in models if (teacher := self._teacher_of(name) or "") in forward}
+        for name in names.get("train", []):
+            if name in forward:
+                update[name] = self._teacher_update(name, forward[name])
+        for name in names.get("distill", []):
+            if name in forward:
+                update[name] = self._student_update(name, forward[name])
+        kinds = {stage for stage, _ in stages}
+        features = self._features() if kinds & {"reference", "tune", "distill", "evaluate"} else 0.0
+        return Speeds(
+            start=start,
+            decode=decode,
+            features=features,
+            classifier=self._classifier(sizes) if "reference" in kinds else 0.0,
+            metrics=self._metrics(sizes) if kinds & {"reference", "evaluate"} else 0.0,
+            forward=forward,
+            update=update,
+        )
+
+    def _teacher_of(self, model: str) -> str | None:
+        """The teacher whose network a model has; None for one from outside."""
+        while model in self.params.distillation.students:
+            model = self.params.distillation.students[model].teacher
+        return model if model in self.params.teachers and self._described(model) is not None else None
+
+    def _described(self, name: str) -> TeacherParams | None:
+        """A teacher with the network that it has, which may be stated by the one that it starts from."""
+        teacher: TeacherParams | None = self.params.teachers[name]
+        stated = teacher
+        while stated is not None and stated.network is None:
+            stated = self.params.teachers.get(str(stated.start).removeprefix("models/"))
+        return None if teacher is None or stated is None else teacher.model_copy(update={"network": stated.network})
+
+    def _built(self, name: str) -> tuple[Any, Denoiser, ModelCard]:
+        if name not in self._teachers:
+            from pipestill.stages.train import prepared
+
+            teacher = self._described(name)
+            assert teacher is not None
+            own = teacher.model_copy(update={"start": "dataset"})
+            torch.set_num_threads(own.training.threads)
+            self._teachers[name] = prepared(own, self._data, self.world, "host")
+        return self._teachers[name]
+
+    def _repeated(self, step: Callable[[int], object], *, always: bool = False) -> float | None:
+        """Seconds of a step, the first one left out; None if there is no time left for it."""
+        if time.process_time() > self._until and not always:
+            return None
+        self._seconds(lambda: step(0))
+        taken = [self._seconds(lambda: step(1))]
+        while sum(taken) < EACH and len(taken) < STEPS and time.process_time() + taken[0] < self._until:
+            taken.append(self._seconds(lambda: step(1 + len(taken))))
+        return statistics.median(taken)
+
+    def _seconds(self, work: Callable[[], object]) -> float:
+        """Seconds of a piece of work: on a CPU those that it computes, so that what else runs here does not count."""
+        if self.world.device.type != "cpu":
+            return seconds_of(self.world, work)
+        begun = time.process_time()
+        work()
+        return (time.process_time() - begun) / torch.get_num_threads()
+
+    def _forward(self, name: str) -> float:
+        """Seconds of an image and evaluation, in as large batches as runs use if there is time."""
+        _, denoiser, card = self._built(name)
+        found = 0.0
+        for batch in (4, 64):
+            x = torch.randn(batch, card.channels, card.resolution, card.resolution, device=self.world.device)
+            sigma = torch.ones(batch, device=self.world.device)
+            condition = card.condition(torch.zeros(batch, dtype=torch.int64, device=self.world.device))
+            if found * batch > EACH:
+                break  # a large network: a small batch keeps it busy
+
+            def step(_: int, x: Any = x, sigma: Any = sigma, condition: Any = condition) -> None:
+                with torch.no_grad():
+                    denoiser(x, sigma, condition)
+
+            found = (self._repeated(step, always=not found) or found * batch) / batch
+        return found
+
+    def _teacher_update(self, name: str, forward: float) -> float:
+        training, _, _ = self._built(name)
+        usual = 3 * forward * self.params.teachers[name].training.batch  # a backward pass takes two forward ones
+        return usual if usual > 3 * EACH else self._repeated(training.update) or usual
+
+    def _student_update(self, name: str, forward: float) -> float:
+        student = self.params.distillation.students[name]
+        turns = student.update_ratio * (1 + 3)  # the rollout's share of a state, and the fake score
+        usual = forward * student.batch * (turns + 3 + 1 + (1 if student.dm.guidance == 1 else 2))
+        if usual > 3 * EACH:
+            return usual
+        training = self._distillation(student)
+        return self._repeated(lambda step: training.update(step + student.gan.start)) or usual
+
+    def _distillation(self, student: StudentParams) -> Any:
+        from dataclasses import replace
+
+        from pipestill.data.loader import Loader
+        from pipestill.distillation.discriminator import FakeScore, build_head
+        from pipestill.distillation.dmd2 import Distillation
+        from pipestill.networks.model import NativeSchedule
+
+        _, real, card = self._built(self._teacher_of(student.teacher) or student.teacher)
+        torch.set_num_threads(student.threads)
+        native = NativeSchedule(
+            student.steps, student.transition, student.sigma_max, student.sigma_min, student.rho, student.spacing
+        )
+        generator, score = (copy.deepcopy(real).requires_grad_(True) for _ in range(2))
+        source = real if student.gan.features == "teacher" else score
+        head = build_head(score).to(self.world.device) if student.gan.on else None
+        loader = Loader(self._data, "train", batch=student.batch, seed=0, cache="host", device=self.world.device)
+        return Distillation(
+            student=generator,
+            teacher=copy.deepcopy(real).requires_grad_(False),
+            fake=FakeScore(score, head, source),
+            card=replace(card, role="student", native=native, unconditional_branch=True),
+            params=student,
+            loader=loader,
+            validation=None,  # type: ignore[arg-type]  # only updates are made
+            world=self.world,
+            train_images=IMAGES,
+        )
+
+    def _features(self) -> float:
+        """Seconds of an image in every space but the classifier's, which is small."""
+        from pipestill.evaluation.reference import make_extractor
+
+        torch.set_num_threads(self.params.reference.threads)
+        protocol, batch, total = self.params.reference.protocol, 32, 0.0
+        data = self.params.data
+        images = torch.zeros(
+            batch, 1 if data.color == "grey" else 3, data.resolution, data.resolution, dtype=torch.uint8
+        )
+        for name in protocol.extractors:
+            if name != "classifier":
+                extractor = make_extractor(name, self.world.device, protocol.inception_weights)
+                total += (self._repeated(lambda _, run=extractor: run(images.to(self.world.device))) or 0.0) / batch  # type: ignore[misc]
+        return total
+
+    def _classifier(self, sizes: Sizes) -> float:
+        from pipestill.evaluation import classifier
+
+        params = self.params.reference.classifier
+        data = self.params.data
+        count = min(sizes.train or IMAGES, params.batch)
+        images = torch.zeros(
+            count, 1 if data.color == "grey" else 3, data.resolution, data.resolution, dtype=torch.uint8
+        )
+        labels = torch.zeros(count, dtype=torch.int64)
+        steps = params.model_copy(update={"iterations": 3})
+        return (
+            self._repeated(lambda _: classifier.train(steps, images, labels, len(self._data.classes) or 1)) or 0.0
+        ) / 3
+
+    def _metrics(self, sizes: Sizes) -> float:
+        """A set of metrics in the widest space: a Fréchet distance and what grows with the number of pairs."""
+        from pipestill.evaluation.metrics import kid, precision_recall
+        from pipestill.evaluation.moments import Moments, frechet_distance
+
+        protocol = self.params.reference.protocol
+        generator = torch.Generator().manual_seed(0)
+        count = max(self.params.reference.floor.counts)
+        table = torch.randn(min(count, 2000), 1280, generator=generator)
+        real = torch.randn(min(max(sizes.test, 2), 2000), 1280, generator=generator)
+
+        def step(_: int) -> None:
+            frechet_distance(Moments.of(table), Moments.of(real))
+            size = min(protocol.kid_subset_size, len(table), len(real))
+            kid(table, real, subsets=protocol.kid_subsets, size=size, seed=0)
+            precision_recall(table, real, neighbours=protocol.neighbours)
+
+        return self._repeated(step) or 0.0
+
+
+def _made_up(params: Params, classes: int) -> Any:
+    """What trainings ask of a dataset, with noise for images."""
+    data = params.data
+    channels, side = 1 if data.color == "grey" else 3, data.resolution
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, side, side, channels), dtype=np.uint8)
+    everything = np.arange(IMAGES)
+    return SimpleNamespace(
+        split={"train": everything, "validation": everything[:0], "test": everything[:0]},
+        labels=everything % max(classes, 1),
+        classes=tuple(f"class-{number:05d}" for number in range(classes)),
+        images=lambda indices: pixels[indices],
+        channels=channels,
+        resolution=side,
+        layout=SimpleNamespace(image_bytes=channels * side * side),
+        artifact=SimpleNamespace(path="made up"),
+        pixel_std=0.5,
+    )
