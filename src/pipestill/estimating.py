@@ -131,7 +131,7 @@ class Estimate:
 
     def _reference(self) -> float:
         reference = self.params.reference
-        floors = len(reference.floor.counts) * reference.floor.draws * self.speeds.metrics
+        floors = len(reference.floor.counts) * len(reference.floor.plans) * reference.floor.draws * self.speeds.metrics
         return (
             reference.classifier.iterations * self.speeds.classifier + self.sizes.total * self.speeds.features + floors
         )

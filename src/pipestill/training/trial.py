@@ -166,6 +166,7 @@ class Trial:
             card=replace(card, role="student", native=native, unconditional_branch=True),
             params=student,
             loader=loader,
+            mix=np.ones(len(card.classes), dtype=np.int64),
             validation=None,  # type: ignore[arg-type]  # only updates are made
             world=self.world,
             train_images=IMAGES,
