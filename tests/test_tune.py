@@ -336,7 +336,7 @@ def test_the_command_stops_at_its_deadline_and_goes_on(
     ("changes", "message"),
     [
         ({"solvers": [{"sampler": "euler", "steps": 2}], "sigma_max": [0.01]}, "make no range"),
-        ({"solvers": [{"sampler": "native", "steps": 2}]}, "tune.teacher.solvers.0.sampler='native'"),
+        ({"solvers": [{"sampler": "native", "steps": 2}]}, "tune.teacher.solvers.0.sampler=native: "),
         ({"solvers": [{"sampler": "euler", "steps": 2}], "extractor": "inception"}, "was made without extractor"),
         ({"solvers": [{"sampler": "euler", "steps": 2}], "images": 0}, "images=0"),
     ],
