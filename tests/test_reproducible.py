@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from workflow_project import BY_HAND, ROOT, TINY, Project, dvc_stages, make_project
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import reproduced
 
-OTHERWISE = {"workers": 1, "cache": "none", "log_every": 1, "save_every": 0.001, "keep_states": 1}
+OTHERWISE = (
+    *("operation.workers=1", "operation.cache=none", "operation.log_every=1", "operation.save_every=0.001"),
+    *("operation.preview.share=1", "operation.preview.every=1", "operation.preview.each=1", "operation.preview.rows=2"),
+)
 OLDER = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
 DIGITS = 3  # so few updates leave last bits small; the demo's many make them larger
 
@@ -32,11 +34,7 @@ def contents(root: Path) -> dict[str, str]:
 
 
 def test_operation_and_place_change_no_byte_that_is_tracked(tiny: Project, tmp_path: Path) -> None:
-    project = make_project(tmp_path / "elsewhere" / "project", *TINY)
-    params = yaml.safe_load((project.root / "params.yaml").read_text())
-    params["operation"] |= OTHERWISE
-    params["operation"]["preview"] |= {"share": 1, "every": 1, "each": 1, "rows": 2}
-    (project.root / "params.yaml").write_text(yaml.safe_dump(params))
+    project = make_project(tmp_path / "elsewhere" / "project", *TINY, *OTHERWISE)
     project.by_hand_here()
     assert "not recorded" not in project.here("record")
     found, expected = contents(project.root), contents(tiny.root)

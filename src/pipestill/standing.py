@@ -92,7 +92,11 @@ class Standing:
                 places = [stage.options[name]]
             else:
                 places = [*stage.inputs, *stage.options.values(), *_texts(self._parameters(stage))]
-            if not any(entry in self._at(place) for place in places):
+            if entry.kind == "extractors":
+                is_there = any(entry == self._measures(place) for place in places)
+            else:
+                is_there = any(entry in self._at(place) for place in places)
+            if not is_there:
                 return f"{stage.output} was made from another {entry.kind} as its {name} than there is now"
         used = set(inputs.values())
         for path in stage.inputs:
@@ -120,6 +124,13 @@ class Standing:
 
             return [input_of(open_source(self.params.data), Path(path))]
         return [artifacts.outside_input(outside)] if outside.is_file() else []
+
+    def _measures(self, path: str) -> InputEntry | None:
+        """What a run that keeps features depends on of the reference at a path."""
+        from pipestill.evaluation.reference import open_reference
+
+        folder = self.pipeline.root / path
+        return open_reference(folder).measures if (folder / MANIFEST).exists() else None
 
     def _metrics_problem(self, stage: Stage) -> str | None:
         """The metrics file must hold the artefact's metrics."""
