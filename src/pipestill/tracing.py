@@ -18,6 +18,7 @@ from pipestill.standing import figures_of, open_any
 from pipestill.userfiles import read_text, unreadable
 
 OUTSIDE = ("folder", "file")  # kinds of what no stage makes
+PART = "extractors"  # of a reference: what a run that keeps features depends on
 FOLDERS = ("data", "artifacts")  # where a project's artefacts lie
 
 
@@ -104,8 +105,8 @@ def lines(link: Link, root: Path, *, verify: bool = False) -> Iterator[str]:
 def _lines(link: Link, root: Path, first: str, rest: str, shown: set[InputEntry], verify: bool) -> Iterator[str]:
     head = f"{first}{link.name}: {link.entry.kind} {link.entry.payload}"
     if link.artifact is None:
-        outside = link.entry.kind in OUTSIDE
-        yield f"{head} ({'an outside source' if outside else 'not here: pull it, or run anew what follows it'})"
+        known = {PART: "a part of the reference"} | dict.fromkeys(OUTSIDE, "an outside source")
+        yield f"{head} ({known.get(link.entry.kind, 'not here: pull it, or run again what follows it')})"
         return
     manifest, place = link.artifact.manifest, _place(link.artifact.path, root)
     if link.entry in shown:
@@ -129,7 +130,7 @@ def verdict(link: Link) -> str:
     links = list(link.walk())
     whole = sum(before.artifact is not None for before in links)
     outside = [before.name for before in links if before.artifact is None and before.entry.kind in OUTSIDE]
-    absent = [before.name for before in links if before.artifact is None and before.entry.kind not in OUTSIDE]
+    absent = [before.name for before in links if before.artifact is None and before.entry.kind not in (*OUTSIDE, PART)]
     says = f"every byte of {whole} {'artefact' if whole == 1 else 'artefacts'} is as its manifest says"
     if outside:
         says += f"; named by digest alone, as outside sources: {', '.join(outside)}"
