@@ -16,7 +16,7 @@ from pipestill.pipeline import Pipeline, Stage
 from pipestill.standing import Standing, open_any
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm"}
-SECONDS = 9.0  # of measuring, so that a command with its start-up stays below 15
+SECONDS = 6.0  # of measuring, so that a command with its start-up stays below 15
 TRIED = 20  # images that are decoded to see how long one takes
 EXAMPLES = {"digits": (1797, 10), "textures": (4000, 10)}  # images and classes
 

@@ -9,13 +9,16 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Collection
-from types import SimpleNamespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 
+from pipestill.artifacts import Artifact, Manifest
 from pipestill.config import Params, StudentParams, TeacherParams
+from pipestill.data.store import Dataset, Layout
 from pipestill.distributed import World
 from pipestill.estimating import Sizes, Speeds
 from pipestill.training.measuring import seconds_of
@@ -35,7 +38,7 @@ class Trial:
     def __init__(self, params: Params, classes: int, world: World, *, budget: float) -> None:
         self.params, self.world = params, world
         self._until = time.process_time() + budget
-        self._data = _made_up(params, max(classes, 0))
+        self._data = _made_up(params, classes)
         self._teachers: dict[str, tuple[Any, Denoiser, ModelCard]] = {}
 
     def speeds(self, stages: Collection[tuple[str, str | None]], sizes: Sizes, start: float, decode: float) -> Speeds:
@@ -223,20 +226,22 @@ class Trial:
         return self._repeated(step) or 0.0
 
 
-def _made_up(params: Params, classes: int) -> Any:
-    """What trainings ask of a dataset, with noise for images."""
+class MadeUp(Dataset):
+    """Noise in place of images, all of it in the train part, of evenly many images per class."""
+
+    def images(self, indices: ArrayLike) -> NDArray[np.uint8]:
+        shape = (len(np.asarray(indices)), self.resolution, self.resolution, self.channels)
+        return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _made_up(params: Params, classes: int) -> MadeUp:
     data = params.data
-    channels, side = 1 if data.color == "grey" else 3, data.resolution
-    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, side, side, channels), dtype=np.uint8)
-    everything = np.arange(IMAGES)
-    return SimpleNamespace(
-        split={"train": everything, "validation": everything[:0], "test": everything[:0]},
-        labels=everything % max(classes, 1),
+    numbers = np.arange(IMAGES)
+    return MadeUp(
+        artifact=Artifact(Path("made up"), Manifest("dataset", "trial", 0, {}, {}, {}, {})),
+        layout=Layout(IMAGES, data.resolution, 1 if data.color == "grey" else 3, 1),
         classes=tuple(f"class-{number:05d}" for number in range(classes)),
-        images=lambda indices: pixels[indices],
-        channels=channels,
-        resolution=side,
-        layout=SimpleNamespace(image_bytes=channels * side * side),
-        artifact=SimpleNamespace(path="made up"),
+        labels=numbers % classes if classes else np.full(IMAGES, -1),
+        parts=np.zeros(IMAGES, dtype=np.uint8),
         pixel_std=0.5,
     )
