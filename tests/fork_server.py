@@ -58,6 +58,7 @@ READ_LATE = (
         "LINES",
         "NO_COLOR",
         "PYTHONDONTWRITEBYTECODE",
+        "PYTHONSAFEPATH",
         "FORK_SERVERS",
     ),
     *(

@@ -1,3 +1,3 @@
-from pipestill.cli import main
+from pipestill.entry import main
 
 raise SystemExit(main())

@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipestill.errors import InputError
-from pipestill.stopping import MARGIN, StopRequest
+from pipestill.errors import InputError, Stopped
+from pipestill.stopping import MARGIN, Interrupted, StopRequest
 
 Value = TypeVar("Value")
 LEFT = "pipestill/leader-left"  # key in the store
@@ -178,6 +178,10 @@ def world(*, device: str = "auto", threads: int = 1, timeout: float = 600.0, mar
             group.control = dist.new_group(backend="gloo", timeout=limit)
             yield group
             _await_leader(group)
+        except (Stopped, Interrupted):
+            if group.leader:  # those that wait for it may leave
+                dist.distributed_c10d._get_default_store().set(LEFT, "")
+            raise
         finally:
             dist.destroy_process_group()
 

@@ -177,6 +177,7 @@ def _agent(outcomes: Path, argv: Sequence[str], **settings: Any) -> tuple[int, s
     if "LOGLEVEL" not in os.environ:
         _silence("torch.distributed.elastic")  # the agent's own lines name no cause that ranks do not name better
     settings["logs_specs"] = DefaultLogsSpecs(log_dir=str(outcomes / "agent"))
+    asked: str | None = None
     config = LaunchConfig(max_restarts=0, monitor_interval=0.1, signals_to_handle="SIGTERM,SIGINT,SIGUSR2", **settings)
     if hasattr(config, "shutdown_timeout"):
         config.shutdown_timeout = SHUTDOWN
@@ -186,12 +187,14 @@ def _agent(outcomes: Path, argv: Sequence[str], **settings: Any) -> tuple[int, s
         return 0, ""
     except ChildFailedError as error:
         killed = {rank: failure.exitcode for rank, failure in error.failures.items() if failure.exitcode < 0}
-    except SignalException:
-        killed = {}
+    except SignalException as error:
+        killed, asked = {}, error.sigval.name
     finally:
         os.environ.pop(OUTCOME)  # it names the ranks of this launch alone
         # srun's, to a node that has ended: the agent's own handler would raise it here
         signal.signal(signal.SIGTERM, lambda number, frame: None)
+    if asked is not None and not any(outcomes.glob("[0-9]*")):
+        return Stopped.exit_code, f"stopped by {asked}: start it again"  # before a rank could say so
     return _outcome(outcomes, killed)
 
 
@@ -298,6 +301,13 @@ def _outcome(folder: Path, killed: dict[int, int]) -> tuple[int, str]:
     silent = [(rank, -number) for rank, number in killed.items() if not (folder / str(rank)).exists()]
     causes = [found for found in silent if found[1] not in CONSEQUENCES]
     failures = [(code, message + _where(rank, code)) for _, rank, code, message in sorted(left) if code]
+    stopped = [failure for failure in failures if failure[0] == Stopped.exit_code]
+    if (
+        stopped
+        and not killed
+        and all(code == stopped[0][0] or said.startswith(LOST_ANOTHER) for code, said in failures)
+    ):
+        return stopped[0]  # the others lost a rank that stopped
     if failures and not causes:
         return failures[0]
     if silent:

@@ -14,11 +14,11 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from pipestill import cli, launch, logs, outputs, project, slurm, started, surroundings
+from pipestill import cli, entry, launch, logs, outputs, project, slurm, started, surroundings
 from pipestill.arguments import GRAMMAR, Parser
 from pipestill.errors import InputError, PipestillError, Stopped, SurroundingsError, denied
 from pipestill.progress import quiet
-from pipestill.stopping import STOPPED
+from pipestill.stopping import STOPPED, StopRequest
 
 MISPLACED = (FileExistsError, NotADirectoryError, IsADirectoryError)
 LOST_PEER = ("onnection closed by peer", "onnection reset by peer")  # in what gloo raises
@@ -31,7 +31,11 @@ def main(name: str, arguments: list[str]) -> int:
         launch.die_with_launcher()
         launch.watch_siblings()
         logs.keep_own(int(os.environ["RANK"]))
-    code, message = _guarded(name, arguments)
+    return _leave(name, *_guarded(name, arguments))
+
+
+def _leave(name: str, code: int, message: str) -> int:
+    """Says how the command ended to whoever wants to know."""
     if message and not launch.is_collected():
         logs.say_outcome(f"pipestill {name}: {message}", wrong=code == InputError.exit_code)
     if code == Stopped.exit_code and STOPPED in os.environ:
@@ -42,15 +46,16 @@ def main(name: str, arguments: list[str]) -> int:
 
 def _guarded(name: str, arguments: list[str]) -> tuple[int, str]:
     """Runs the subcommand and turns what it raises into a code and one line; a bug shows its traceback."""
+
+    def leave(reason: str) -> None:
+        os._exit(_leave(name, Stopped.exit_code, f"stopped by {reason}: start it again"))
+
     try:
-        module = module_of(name)
-        parser = parser_of(name, module)
-        held = started.by_dvc() if name in cli.stages() and not launch.is_rank() else None
-        outcome = _run(module, parser, arguments)
-        if held is not None and outcome[0] == 0:
-            held.check(ended=True)
-        sys.stdout.flush()
-        return outcome
+        if name == "status":  # Ctrl-C is how a watch ends
+            entry.by_default()
+            return _chosen(name, arguments)
+        with StopRequest().listening(leave=leave):
+            return _chosen(name, arguments)
     except PipestillError as error:
         return error.exit_code, str(error)
     except OSError as error:
@@ -75,6 +80,17 @@ def _guarded(name: str, arguments: list[str]) -> tuple[int, str]:
             return SurroundingsError.exit_code, f"{launch.LOST_ANOTHER}; its state is kept, start it again"
         traceback.print_exc()
         return 1, f"{type(error).__name__}: {error}"
+
+
+def _chosen(name: str, arguments: list[str]) -> tuple[int, str]:
+    module = module_of(name)
+    parser = parser_of(name, module)
+    held = started.by_dvc() if name in cli.stages() and not launch.is_rank() else None
+    outcome = _run(module, parser, arguments)
+    if held is not None and outcome[0] == 0:
+        held.check(ended=True)
+    sys.stdout.flush()
+    return outcome
 
 
 def _reader_left(number: int) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 
 from pipestill import progress
 from pipestill.errors import Stopped
+from pipestill.stopping import Interrupted
 
 FILE = "status.json"
 EVERY = 5.0  # seconds between two writings
@@ -61,7 +62,7 @@ def told(path: Path, facts: Mapping[str, Any]) -> Iterator[None]:
     last: dict[str, Any] = {"state": "done"}
     try:
         yield
-    except Stopped as error:
+    except (Stopped, Interrupted) as error:
         last = {"state": "stopped", "error": str(error)}
         raise
     except BaseException as error:

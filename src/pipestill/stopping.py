@@ -1,4 +1,8 @@
-"""Being asked to stop: signals, a deadline and the end of a job, remembered until a loop at a step boundary asks."""
+"""Being asked to stop: by a signal, a deadline, or the end of a job.
+
+Loops that save state at their steps defer stop signals and ask at each step. Everywhere else a signal raises
+Interrupted at once, whatever the process is waiting for: nothing that a stage leaves is worse off than after kill -9.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,22 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipestill.errors import InputError
+from pipestill.entry import STOP_SIGNALS as STOP_SIGNALS
+from pipestill.errors import InputError, Stopped
 
 STOPPED = "PIPESTILL_STOPPED"  # names a file that a stage leaves when it stops with exit 75, for `pipestill repro`
 DEADLINE = "PIPESTILL_DEADLINE"  # Unix seconds at which a stage is to stop
 JOB_END = "PIPESTILL_JOB_END"  # Unix seconds at which a scheduler ends the job, whatever it is doing
 MARGIN = 60.0  # seconds before that end
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 AGAIN = 2.0  # seconds after which another Ctrl-C is a second one; a launcher passes on the first at once
+
+
+class Interrupted(KeyboardInterrupt):
+    """A stop signal that came where no loop asks for one. No code that handles errors may take it for one."""
 
 
 class StopRequest:
@@ -30,6 +38,8 @@ class StopRequest:
         self.reason: str | None = None
         self.margin = margin
         self._first: float | None = None  # when the first signal came
+        self._deferred = 0  # loops that ask, or more than 0 where nothing is left to stop
+        self._leave: Callable[[str], None] | None = None
         self._deadline, self._job_end = _moment(DEADLINE), _moment(JOB_END)
 
     def requested(self) -> bool:
@@ -46,21 +56,45 @@ class StopRequest:
             raise KeyboardInterrupt  # whoever presses twice does not want to wait
         self._first = self._first or now
         self.reason = signal.Signals(number).name
+        if self._deferred:
+            return
+        if self._leave is not None and _importing(frame):
+            self._leave(self.reason)  # an exception would be lost in a module's own handling of a failed import
+        raise Interrupted(self.reason)
 
     @contextmanager
-    def listening(self, *, hand_back: bool = True) -> Iterator[None]:
-        """Turns the stop signals into requests (in the main thread; elsewhere signals are not ours to take).
+    def at_steps(self) -> Iterator[None]:
+        """Within, signals are only remembered: a loop asks `requested` at each of its steps."""
+        self._deferred += 1
+        try:
+            yield
+        finally:
+            self._deferred -= 1
 
-        Ctrl-C is handed back at the end, for a caller of the Python functions. The others stay: a launcher or scheduler
-        that repeats its SIGTERM must not end a process that is about to leave its outcome.
+    def check(self, state: str = "start it again") -> None:
+        """Raises Stopped if a stop was requested; `state` says what is kept and what to do."""
+        if self.requested():
+            raise Stopped(f"stopped by {self.reason}: {state}")
+
+    @contextmanager
+    def listening(self, *, hand_back: bool = True, leave: Callable[[str], None] | None = None) -> Iterator[None]:
+        """Hears the stop signals (in the main thread; elsewhere signals are not ours to take). Raises Stopped.
+
+        `leave` ends the process if a signal comes during an import; without it, that raises Interrupted too. Ctrl-C is
+        handed back at the end, for a caller of the Python functions. The others stay, and do nothing: a launcher or
+        scheduler that repeats its SIGTERM must not end a process that is about to leave its outcome.
         """
+        self._leave = leave or _leave_of(signal.getsignal(signal.SIGTERM))
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
         try:
             yield
+        except Interrupted:
+            raise Stopped(f"stopped by {self.reason or 'a signal'}: start it again") from None
         finally:
+            self._deferred, self._leave = 1, None
             if hand_back:
                 signal.signal(signal.SIGINT, before[signal.SIGINT] or signal.default_int_handler)
 
@@ -74,6 +108,21 @@ def handlers_kept() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_of(handler: object) -> Callable[[str], None] | None:
+    """What the request that listens now does if a signal comes during an import."""
+    request = getattr(handler, "__self__", None)
+    return request._leave if isinstance(request, StopRequest) else None
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether the interrupted code runs within an import."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _moment(variable: str) -> float | None:

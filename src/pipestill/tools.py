@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from pipestill import pipeline, started
 from pipestill.errors import SurroundingsError
@@ -49,12 +52,26 @@ def snakemake(stages: Pipeline, *arguments: str) -> None:
 
 def _run(command: list[str], root: Path, **more: str) -> None:
     put_on_path()
-    done = subprocess.run(
-        command, cwd=root, env=os.environ | more, capture_output=True, encoding="utf-8", errors="replace", check=False
-    )
-    if done.returncode:
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        code = _call(command, root, os.environ | more, output)
+        output.seek(0)
+        said = output.read()
+    if code:
         words = " ".join(word for word in command[2:] if not word.startswith("-"))
-        raise SurroundingsError(f"{words[:60]} ended with {done.returncode}: {_reason(done.stderr + done.stdout)}")
+        raise SurroundingsError(f"{words[:60]} ended with {code}: {_reason(said)}")
+
+
+def _call(command: list[str], root: Path, variables: Mapping[str, str], output: IO[str] | None = None) -> int:
+    """Runs a command in a session of its own; its code. A stop signal interrupts it and all its children as Ctrl-C."""
+    with subprocess.Popen(
+        command, cwd=root, env=variables, stdout=output, stderr=output, start_new_session=True
+    ) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait()
+            raise
 
 
 def _reason(text: str) -> str:
@@ -75,7 +92,7 @@ def dvc_repro(root: Path, arguments: Sequence[str], variables: Mapping[str, str]
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *arguments]
         put_on_path()
         own = {STOPPED: str(note), **variables}
-        code = subprocess.run(command, cwd=root, env=os.environ | own, check=False).returncode
+        code = _call(command, root, os.environ | own)
         return code, note.exists()
 
 

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from pipestill import artifacts, status
 from pipestill.artifacts import Artifact, InputEntry, Manifest
 from pipestill.errors import InputError, Stopped, SurroundingsError
+from pipestill.stopping import Interrupted
 
 STATE = "PIPESTILL_STATE"  # names a file in which a stage notes where its state lies, for attempt.sh
 OWNER = ".owner"  # locked by the process that a scratch folder belongs to
@@ -179,7 +180,7 @@ def open_work(
         try:
             with _told(work, ranks) if leader and work.done is None else _nothing():
                 yield work
-        except Stopped:
+        except (Stopped, Interrupted):
             if leader:
                 work.record()  # so that the seconds of all attempts add up
             raise

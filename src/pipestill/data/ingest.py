@@ -69,11 +69,13 @@ def ingest(source: Source, form: Form, folder: Path, *, workers: int = 1, stop: 
         with closing(_Journal(job)) as journal:
             todo = [chunk for chunk in range(chunks) if chunk not in journal.done]
             bar = Bar("images", count, done=min(count, (chunks - len(todo)) * CHUNK), unit="image")
+            stop = stop or StopRequest()
             with closing(_decoded(job, todo, workers)) as results:
-                for chunk, bad in results:
-                    journal.add(chunk, bad)
-                    bar.advance(len(job.range(chunk)))
-                    if stop is not None and stop.requested():
+                for chunk, bad in results:  # waiting for one may be interrupted: a file system may hang
+                    with stop.at_steps():
+                        journal.add(chunk, bad)
+                        bar.advance(len(job.range(chunk)))
+                    if stop.requested():
                         raise Stopped(f"stopped by {stop.reason} with its state saved: start it again to go on")
             bar.close()
     except OSError as error:
@@ -220,6 +222,7 @@ def _decoded(job: _Job, todo: list[int], workers: int) -> Generator[tuple[int, d
         return
     context = multiprocessing.get_context("fork")  # the source is inherited, not copied; workers use no torch
     pool = ProcessPoolExecutor(workers, context, _start_worker, (job, os.getpid()))
+    done = False
     try:
         left = iter(todo)
         running = {pool.submit(_decode, chunk) for chunk in islice(left, 4 * workers)}
@@ -228,7 +231,10 @@ def _decoded(job: _Job, todo: list[int], workers: int) -> Generator[tuple[int, d
             running |= {pool.submit(_decode, chunk) for chunk in islice(left, len(finished))}
             for future in finished:
                 yield future.result()
+        done = True
     finally:
+        for worker in multiprocessing.active_children() if not done else ():
+            worker.kill()  # a worker may hang in a read; what it has not reported is decoded again
         pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -5,10 +5,12 @@ Each step goes on from what an earlier attempt left in the work's state; it writ
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +19,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pipestill.config import ReferenceParams
+from pipestill.config import ClassifierParams, ReferenceParams
 from pipestill.config.fields import MixName
 from pipestill.data.store import Dataset
 from pipestill.distributed import World
-from pipestill.errors import InputError
+from pipestill.errors import InputError, Stopped
 from pipestill.evaluation import classifier, measure
 from pipestill.evaluation.classifier import Classifier
 from pipestill.evaluation.extractors import Extractor
@@ -44,9 +46,11 @@ from pipestill.evaluation.reference import (
     write_moments,
 )
 from pipestill.evaluation.tables import extract, table_path
-from pipestill.progress import Bar
+from pipestill.progress import Bar, say
+from pipestill.stopping import StopRequest
 from pipestill.work import write_atomic
 
+UNFINISHED = "classifier-training.pt"  # in the work's state
 HELD_BYTES = 1 << 30  # images that the classifier's training holds in memory
 
 
@@ -68,23 +72,41 @@ def train_classifier(params: ReferenceParams, data: Dataset, state: Path, world:
     """The classifier, trained by the leader and read by every rank; None where the data has no labels."""
     if not data.classes:
         return None
-    path = state / CLASSIFIER
-    if world.leader and not path.exists():
-        train = data.split["train"]
-        bar = Bar("classifier", params.classifier.iterations, unit="updates")
-        network = classifier.train(
-            params.classifier,
-            _TrainImages(data),
-            torch.from_numpy(data.labels[train]),
-            len(data.classes),
-            on_step=bar.advance,
-        )
-        bar.close()
-        write_atomic(path, save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))
-    world.barrier()
+    path, stopped = state / CLASSIFIER, None
+    with world.stop.at_steps():  # the leader says to all whether it stopped
+        if world.leader and not path.exists():
+            try:
+                network = _trained(params.classifier, data, state / UNFINISHED, world.stop)
+                write_atomic(path, save({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))
+                (state / UNFINISHED).unlink(missing_ok=True)
+            except Stopped as error:
+                stopped = str(error)
+        world.await_leader("classifier")
+        stopped = world.broadcast(stopped)
+    if stopped is not None:
+        raise Stopped(stopped)
     network = Classifier(params.classifier, data.channels, len(data.classes))
     network.load_state_dict(load_file(path))
     return network.requires_grad_(False).eval()
+
+
+def _trained(params: ClassifierParams, data: Dataset, unfinished: Path, stop: StopRequest) -> Classifier:
+    """The trained classifier; what a stop interrupts is left in `unfinished`, from where the next call goes on."""
+    labels = torch.from_numpy(data.labels[data.split["train"]])
+    training = classifier.ClassifierTraining(params, _TrainImages(data), labels, len(data.classes))
+    if unfinished.exists():
+        training.load(torch.load(unfinished, weights_only=True))
+        say(f"the classifier goes on after update {training.done} of {params.iterations}")
+    bar = Bar("classifier", params.iterations, done=training.done, unit="updates")
+    with closing(bar):
+        for _ in training.updates():
+            bar.advance()
+            if training.done < params.iterations and stop.requested():
+                content = io.BytesIO()
+                torch.save(training.state(), content)
+                write_atomic(unfinished, content.getvalue())
+                stop.check(f"update {training.done} of the classifier's {params.iterations} is saved; start it again")
+    return training.network
 
 
 class _TrainImages:
@@ -178,6 +200,7 @@ def write_payload(
     reference = Reference(staging, index)
     floors = {}
     for plan, count in itertools.product(floor_plans(params, data.classes), params.floor.counts):
+        world.stop.check()
         figures = measure.floor(reference, count, params.floor.draws, plan, world.device)
         floors[floor_key(count, plan)] = json.loads(
             json.dumps(figures, sort_keys=True)

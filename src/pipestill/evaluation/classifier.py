@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -74,41 +75,64 @@ class Images(Protocol):
     def __getitem__(self, positions: Tensor) -> Tensor: ...
 
 
-def train(
-    params: ClassifierParams,
-    images: Images,
-    labels: Tensor,
-    classes: int,
-    *,
-    on_step: Callable[[], None] | None = None,
-) -> Classifier:
-    """A classifier trained on uint8 images [n, C, H, W] and int64 labels [n], in eval mode.
+@dataclass
+class ClassifierTraining:
+    """The classifier's training: updates one by one, with a state to go on from.
 
     On the CPU wherever the stage runs: it is small, and the same bits are worth more than seconds, since every figure
     of the pipeline hangs on it.
     AdamW with a cosine schedule; each batch is a slice of a permutation that is a function of (seed, epoch).
     """
-    channels = images[torch.tensor([0])].shape[1]
-    network = Classifier(params, channels, classes)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=params.learning_rate, weight_decay=0.01, foreach=True)
-    count, batch = len(images), min(params.batch, len(images))
-    per_epoch = count // batch
-    order = torch.arange(0)
-    for step in range(params.iterations):
-        epoch, place = divmod(step, per_epoch)
-        if place == 0:
-            keys = counter.words(params.seed, "classifier order", torch.arange(count), 1, draw=epoch)[:, 0]
-            order = torch.argsort(keys, stable=True)
-        chosen = order[place * batch : (place + 1) * batch]
-        for group in optimizer.param_groups:
-            group["lr"] = params.learning_rate * (1 + math.cos(math.pi * step / params.iterations)) / 2
-        loss = F.cross_entropy(network(images[chosen]), labels[chosen])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if on_step is not None:
-            on_step()
-    return network.requires_grad_(False).eval()
+
+    params: ClassifierParams
+    images: Images  # uint8 [n, C, H, W]
+    labels: Tensor  # int64 [n]
+    classes: int
+    done: int = 0  # updates
+
+    def __post_init__(self) -> None:
+        channels = self.images[torch.tensor([0])].shape[1]
+        self.network = Classifier(self.params, channels, self.classes)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=self.params.learning_rate, weight_decay=0.01, foreach=True
+        )
+
+    def updates(self) -> Iterator[None]:
+        """Makes the updates that are left; yields after each."""
+        params = self.params
+        count, batch = len(self.images), min(params.batch, len(self.images))
+        per_epoch = count // batch
+        ordered, order = -1, torch.arange(0)
+        while self.done < params.iterations:
+            epoch, place = divmod(self.done, per_epoch)
+            if epoch != ordered:
+                keys = counter.words(params.seed, "classifier order", torch.arange(count), 1, draw=epoch)[:, 0]
+                ordered, order = epoch, torch.argsort(keys, stable=True)
+            chosen = order[place * batch : (place + 1) * batch]
+            for group in self.optimizer.param_groups:
+                group["lr"] = params.learning_rate * (1 + math.cos(math.pi * self.done / params.iterations)) / 2
+            loss = F.cross_entropy(self.network(self.images[chosen]), self.labels[chosen])
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            self.done += 1
+            yield
+
+    def state(self) -> dict[str, Any]:
+        return {"done": self.done, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.done = state["done"]
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def train(params: ClassifierParams, images: Images, labels: Tensor, classes: int) -> Classifier:
+    """A classifier trained on uint8 images [n, C, H, W] and int64 labels [n], in eval mode."""
+    training = ClassifierTraining(params, images, labels, classes)
+    for _ in training.updates():
+        pass
+    return training.network.requires_grad_(False).eval()
 
 
 def logits(network: Classifier, images: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,18 +60,18 @@ def extract(
     world.barrier()
     known = sum(sizes[index] for index in done)
     bar = Bar(f"features of {label}", count, done=known, unit="images", show=world.leader)
-    for start in range(0, len(sizes), world.size):
-        if world.agree(world.stop.requested())[0]:
-            raise Stopped(f"stopped by {world.stop.reason or 'another rank'} with its state saved: start it again")
-        index = start + world.rank
-        if index < len(sizes) and index not in done:
-            first = index * block
-            pixels = images(first, first + sizes[index])
-            for table, extractor in zip(tables, extractors, strict=True):
-                _write_rows(table, extractor(pixels).cpu().numpy(), first)
-            _mark(folder, label, world.rank, index)
-        bar.advance(sum(sizes[i] for i in range(start, min(start + world.size, len(sizes))) if i not in done))
-    bar.close()
+    with world.stop.at_steps(), closing(bar):
+        for start in range(0, len(sizes), world.size):
+            if world.agree(world.stop.requested())[0]:
+                raise Stopped(f"stopped by {world.stop.reason or 'another rank'} with its state saved: start it again")
+            index = start + world.rank
+            if index < len(sizes) and index not in done:
+                first = index * block
+                pixels = images(first, first + sizes[index])
+                for table, extractor in zip(tables, extractors, strict=True):
+                    _write_rows(table, extractor(pixels).cpu().numpy(), first)
+                _mark(folder, label, world.rank, index)
+            bar.advance(sum(sizes[i] for i in range(start, min(start + world.size, len(sizes))) if i not in done))
     world.barrier()
     return {extractor.name: read_table(table) for table, extractor in zip(tables, extractors, strict=True)}
 

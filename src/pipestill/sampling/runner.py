@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def run_blocks(
     world.barrier()  # so that the seconds hold no rank's start-up
     started = time.monotonic()
     taken = 0
-    try:
+    with world.stop.at_steps(), closing(bar):
         with BlockWriter(folder, product) as writer:
             for index in _share(world, name, len(pending)):
                 block = pending[index]
@@ -75,8 +76,6 @@ def run_blocks(
         seconds = time.monotonic() - started
         done = world.broadcast(_finished(folder))
         bar.advance(sum(block.count for block in pending[taken:] if block.name in done))
-    finally:
-        bar.close()
     missing = sum(block.count for block in blocks if block.name not in done)
     if missing and any(world.gather(world.stop.requested())):
         raise Stopped(

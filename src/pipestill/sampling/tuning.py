@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def measure_all(
     if there:
         say(f"going on: {there} of {len(wanted)} candidates are measured")
     bar = Bar("tune", len(wanted) * params.images, unit="images", show=world.leader)
-    try:
+    with world.stop.at_steps(), closing(bar):
         for candidate in wanted:
             file = state / f"{candidate.name}.json"
             if file.exists():
@@ -117,8 +118,6 @@ def measure_all(
                 bar.advance(len(items))
             distances[candidate] = frechet_distance(Moments.of(torch.cat(table)), target)
             write_atomic(file, json.dumps(distances[candidate]))
-    finally:
-        bar.close()
     return distances
 
 

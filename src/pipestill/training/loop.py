@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -111,7 +112,7 @@ def run(
         pause = max(operation.save_every, SAVING_SHARE * (last_saved - begun))
         longest_save = max(longest_save, last_saved - begun)
 
-    try:
+    with world.stop.at_steps(), closing(bar):
         for step in range(first, training.updates):
             figures.append(training.update(step))
             done = step + 1
@@ -147,8 +148,6 @@ def run(
                     f"stopped by {world.stop.reason or 'another rank'} after update {done} of {training.updates}, "
                     "state saved: start it again to go on"
                 )
-    finally:
-        bar.close()
     return curves
 
 

@@ -51,13 +51,14 @@ def measure(
 
     def make(count: int) -> None:
         nonlocal step
-        for _ in range(count):
-            (stop,) = world.agree(world.stop.requested())  # as a training asks, after every update
-            if stop:
-                raise Stopped(f"measuring was stopped by {world.stop.reason or 'another rank'}, nothing is kept")
-            training.update(step)
-            step += 1
-            bar.advance()
+        with world.stop.at_steps():
+            for _ in range(count):
+                (stop,) = world.agree(world.stop.requested())  # as a training asks, after every update
+                if stop:
+                    raise Stopped(f"measuring was stopped by {world.stop.reason or 'another rank'}, nothing is kept")
+                training.update(step)
+                step += 1
+                bar.advance()
 
     def by_phase(apart: bool) -> dict[str, float]:
         training.clock, training.apart = Clock(world.device), apart
