@@ -6,10 +6,11 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test soak lint bench generated
+.PHONY: help venv demo check test soak lint bench generated
 
 help:
 	@echo "make demo       run the whole pipeline on the embedded digits; prints a table and the report's path"
+	@echo "make check      ruff, mypy and the unit tests of tests/unit.txt, in less than a minute"
 	@echo "make test       all tests but the soak"
 	@echo "make soak       random kills and interleavings with full counts"
 	@echo "make lint       ruff, mypy, snakemake --lint, snakefmt --check"
@@ -22,6 +23,12 @@ venv:
 
 demo: venv
 	@$(BIN)/python scripts/demo.py
+
+check: venv
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(PYTEST) -q $$(cat tests/unit.txt)
 
 test: venv
 	$(PYTEST) -m "not soak" --numprocesses 3 --dist loadfile --no-loadscope-reorder

@@ -269,3 +269,13 @@ def test_results_are_written_between_the_marks_and_nowhere_else(tmp_path: Path) 
     shutil.rmtree(metrics)
     metrics.mkdir()
     assert results.results(metrics) == results.NONE
+
+
+def test_the_unit_tests_are_of_pure_code() -> None:
+    """`make check` is quick since none of these files starts a command or a pipeline."""
+    names = (ROOT / "tests" / "unit.txt").read_text().split()
+    assert names == sorted(set(names))
+    for name in names:
+        text = (ROOT / name).read_text()
+        for helper in ("commands", "workflow_project", "forked", "miniatures", "slurm_cluster", "subprocess"):
+            assert not re.search(rf"^(from|import) {helper}\b", text, re.MULTILINE), f"{name} uses {helper}"
