@@ -79,6 +79,14 @@ def test_the_first_cause_is_named(tmp_path: Path) -> None:
     assert launch._outcome(tmp_path, killed) == (2, "the batch cannot be shared")
 
 
+def test_a_rank_that_stopped_outweighs_those_that_lost_it(tmp_path: Path) -> None:
+    leave(tmp_path, 0, 6.0, 75, "stopped by SIGTERM: start it again")
+    leave(tmp_path, 1, 5.0, 3, launch.LOST_ANOTHER)
+    assert launch._outcome(tmp_path, {}) == (75, "stopped by SIGTERM: start it again")
+    leave(tmp_path, 2, 7.0, 3, "the loss became nan")
+    assert launch._outcome(tmp_path, {})[0] == 3
+
+
 def test_ranks_that_fail_are_one_line(tmp_path: Path) -> None:
     """torch's agent has lines of its own about them, which name no cause."""
     words = ["train", "--name", "teacher", "--dataset", tmp_path / "none", "--output", tmp_path / "out", "--ranks", 2]
