@@ -50,9 +50,9 @@ if workflow.is_main_process:
 def say_how_long():
     """How long the jobs of this run will take, if this machine is to do them and any of them takes long."""
     jobs = [(job.rule.name, job.wildcards.get("name")) for job in workflow.dag.needrun_jobs()]
-    wanted = [f"{rule}@{entry}" if entry else rule for rule, entry in jobs if rule != "all"]
+    wanted = [f"{stage}@{entry}" if entry else stage for stage, entry in jobs if stage != "all"]
     here = workflow.is_main_process and workflow.local_exec and os.environ.get("PIPESTILL_ESTIMATE") != "0"
-    if here and LONG & {rule for rule, _ in jobs}:
+    if here and LONG & {stage for stage, _ in jobs}:
         command = [sys.executable, "-m", "pipestill", "config", "--estimate", "--stages", *wanted]
         subprocess.run(command, stdout=sys.stderr, check=False)
 
