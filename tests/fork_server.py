@@ -47,6 +47,7 @@ PRELOADED = (
 READ_LATE = (
     *("PIPESTILL_", "DVC_", "SNAKEMAKE_", "SLURM_", "PYTEST_", "TORCHELASTIC_", "GROUP_", "ROLE_", "MASTER_"),
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "LOGLEVEL"),
+    "GLOO_SOCKET_IFNAME",
     *(
         "PATH",
         "PWD",
@@ -149,7 +150,8 @@ class Server:
         reason = differs(wanted["environment"], self.environment)
         if reason is not None:
             print("refused for", reason, wanted["environment"].get(reason), flush=True)
-            connection.sendall(json.dumps({"refused": reason}).encode() + b"\n")
+            with suppress(OSError):
+                connection.sendall(json.dumps({"refused": reason}).encode() + b"\n")
             connection.close()
         else:
             asker = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]

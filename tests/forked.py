@@ -159,7 +159,8 @@ def ask(
     body = json.dumps(wanted).encode()
     message = struct.pack("!I", len(body)) + body
     sent = socket.send_fds(connection, [message], files)
-    connection.sendall(message[sent:])
+    if sent < len(message):  # a server that has all of it may have answered and closed
+        connection.sendall(message[sent:])
     answer = _line(connection)
     if answer is None:
         raise ConnectionError(f"the fork server ended: see {server}.log")

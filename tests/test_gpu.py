@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from pipestill.networks.model import load_model
 from pipestill.sampling.store import open_samples
 from tiny_models import make_model
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, at its first product
 DEVICE = os.environ.get("PIPESTILL_GPU_TESTS", "cuda")
 pytestmark = [
     pytest.mark.gpu,
@@ -56,6 +56,13 @@ def params_at(folder: Path, device: str = DEVICE, **changes: Any) -> Path:
 
 def train(folder: Path, digits: Path, output: str, params: Path) -> list[object]:
     return ["train", "--name", "teacher", "--dataset", digits, "--output", folder / output, "--params", params]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _deterministic_products() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once, at its first product
+        yield
 
 
 @pytest.fixture(scope="module")
