@@ -226,7 +226,7 @@ def refuse(
         ({"plan": "data"}, "give --dataset"),
         ({"sampler": "native", "steps": 5}, "steps=5, but model teacher was distilled for 4 steps"),
         ({"sampler": "euler", "steps": None}, "sampler euler needs steps"),
-        ({"sampler": "eular"}, "sampler='eular'"),
+        ({"sampler": "eular"}, "sampler=eular: input should be"),
         ({"images": 0}, "images=0"),
         ({"micro_bach": 8}, "did you mean 'micro_batch'?"),
         ({"sigmas": "tuned/teacher", "sampler": "2m"}, "give --sigmas"),

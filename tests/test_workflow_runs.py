@@ -65,7 +65,7 @@ def test_plots_show_every_models_curves_and_every_runs_distance(finished: Projec
             expected = [(row["step"], row[curve]) for row in csv.DictReader(file) if row[curve]]
         assert [(row["step"], row[curve]) for row in shown[name]] == expected
     for row in shown["distance of each run"]:
-        metrics = json.loads((finished.root / "metrics" / f"{row['run']}.json").read_text())
+        metrics = json.loads((finished.root / "artifacts/evaluations" / row["run"] / "metrics.json").read_text())
         assert float(row["fd_efficientnet_lite0"]) == pytest.approx(metrics["fd_efficientnet_lite0"], rel=1e-5)
     assert len(shown["distance of each run"]) == 3
 
@@ -263,7 +263,7 @@ def test_an_export_shows_its_own_figures_alone(finished: Project, tmp_path: Path
     text = (project.root / "out/README.md").read_text()
     figures = json.loads((project.root / "metrics/student-4.json").read_text())
     row = next(line for line in text.splitlines() if line.startswith("| student-4 | 2 | 1.00 |"))
-    assert f"| {figures['class_accuracy']:.3f} |" in row
+    assert figures["class_accuracy"] in [float(cell) for cell in row.split("|")[2:-1]]
     payloads = finished.payloads()
     for place in ("artifacts/models/student-4", "artifacts/models/teacher", "artifacts/dataset", "data/digits"):
         assert payloads[place] in text
