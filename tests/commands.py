@@ -22,6 +22,7 @@ import yaml
 
 import forked
 from pipestill import cli
+from pipestill.stopping import handlers_kept
 
 PATIENCE = 120.0  # seconds after which a command that should have ended or begun counts as hung
 
@@ -147,7 +148,7 @@ def run(
 
 def here(*arguments: object, runs: Path, code: int = 0) -> None:
     """Runs a command that must end with `code` in this process, which has imported everything already."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, handlers_kept():
         patch.setenv("PIPESTILL_RUNS", str(runs))
         patch.setenv("PIPESTILL_DEADLINE", "")  # what the command sets it to goes with it
         patch.delenv("PIPESTILL_DEADLINE")

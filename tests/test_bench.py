@@ -141,7 +141,6 @@ def test_a_slow_loader_is_found(tmp_path: Path, digits: Path, monkeypatch: pytes
 def test_the_command_measures_over_ranks(tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_params(tmp_path / "params.yaml", **TINY)
     words = ["bench", "--name", "teacher", "--dataset", digits, "--output", tmp_path / "bench", "--params", file]
-    before = signal.getsignal(signal.SIGTERM)
     here(*words, "--ranks", "1,2", "--updates", 1, runs=tmp_path / "runs")
     body = json.loads((tmp_path / "bench" / "measurements.json").read_text())
     kinds = [(each["scaling"], each["ranks"], each["batch"]) for each in body["rows"]]
@@ -154,7 +153,6 @@ def test_the_command_measures_over_ranks(tmp_path: Path, digits: Path, capsys: p
     assert "Strong scaling from 1 rank to 2: " in (tmp_path / "bench" / "index.html").read_text()
     assert not (tmp_path / "runs" / "train").exists(), "no training is left behind"
     assert OUTCOME not in os.environ
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_measurement_stops_when_it_is_asked_to(tmp_path: Path, digits: Path) -> None:

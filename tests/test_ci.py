@@ -43,7 +43,8 @@ MODULE = "import pytest; pytest.importorskip('no_such_module')"
 def test_only_what_cannot_be_installed_may_be_missing(tmp_path: Path, workers: list[str]) -> None:
     for name in ("some", "others"):
         (tmp_path / name).mkdir()
-        shutil.copy(Path(__file__).parent / "conftest.py", tmp_path / name)
+        for needed in ("conftest.py", "forked.py"):
+            shutil.copy(Path(__file__).parent / needed, tmp_path / name)
     (tmp_path / "some" / "test_some.py").write_text(TESTS)
     (tmp_path / "others" / "test_others.py").write_text(MODULE)
     sound = {"test_of_nothing": "PASSED", "test_of_what_is_known": "XFAIL"}

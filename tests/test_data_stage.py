@@ -83,6 +83,7 @@ def test_build_twice_then_elsewhere(run: Run, capsys: pytest.CaptureFixture[str]
         "classes": 2,
         "parts": {"train": 7, "validation": 1, "test": 4},
         "pixel_std": 0.591254,
+        "empty_classes": [],
         "set_aside": {},
     }
     assert manifest.views == ("report.html",)
@@ -902,9 +903,9 @@ def test_sigterm_saves_the_state_and_a_dead_worker_is_named(run: Run, monkeypatc
     monkeypatch.setattr(ingest._Job, "decode", told)
     code, lines = run("--output", "out")
     assert code == 75
-    assert lines == [
-        "pipestill dataset: stopped by SIGTERM with its state saved: start it again to go on",
-    ]
+    (line,) = lines  # in the midst of a wait, or at a step
+    assert line.startswith("pipestill dataset: stopped by SIGTERM")
+    assert "start it again" in line
     monkeypatch.setattr(ingest._Job, "decode", plain)
     assert run("--output", "out") == (0, [])
     assert (open_dataset(Path("out")).images(range(640)) == noise(640, 8, 3)).all()

@@ -251,6 +251,7 @@ def test_ranks_do_not_change_a_bit_and_timings_stay_outside(tmp_path: Path, refe
     inside = json.loads((output / "metrics.json").read_text())
     kept = {"class_accuracy", "diversity", "evaluations", "fd_classifier", "fd_efficientnet_lite0", "guidance"}
     found = json.loads(metrics.read_text())
+    assert found.pop("mix") == ["balanced"]
     assert set(found) == kept | {"images", "seeds"}
     assert found["fd_classifier"] == float(f"{inside['fd_classifier']:.5g}")
     assert found == pytest.approx({key: inside[key] for key in found}, rel=1e-4)

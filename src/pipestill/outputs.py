@@ -201,20 +201,21 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) 
     for flag, path in writes.items():
         require_apart(flag, path, reads)
     for first, second in combinations(writes, 2):
-        if _within(writes[first], writes[second]) or _within(writes[second], writes[first]):
+        if within(writes[first], writes[second]) or within(writes[second], writes[first]):
             raise InputError(f"{first} {writes[first]} and {second} {writes[second]} overlap: use separate paths")
 
 
 def require_apart(flag: str, output: Path, inputs: Iterable[Path]) -> None:
     """Raises InputError if an output is one of the command's inputs, holds one, or lies inside an artefact of them."""
     for path in inputs:
-        if _within(path, output):
+        if within(path, output):
             raise InputError(f"{flag} {output} would replace {path}, an input of this command: choose another path")
-        if _within(output, path) and (path / MARK).is_file():
+        if within(output, path) and (path / MARK).is_file():
             raise InputError(f"{flag} {output} lies inside {path}, an input of this command: choose another path")
 
 
-def _within(path: Path, folder: Path) -> bool:
+def within(path: Path, folder: Path) -> bool:
+    """Whether `path` is `folder` or lies in it once links are followed, which may lead in circles."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 

@@ -98,7 +98,7 @@ def build(data: DataParams, output: Path, *, workers: int = 1, stop: StopRequest
     from pipestill.data.transforms import Form
 
     outputs.require_apart("--output", output, [Path(data.path)])
-    if output.resolve().is_relative_to(Path(data.path).resolve()):
+    if outputs.within(output, Path(data.path)):
         raise InputError(f"--output {output} lies among the images of {data.path}: choose a path elsewhere")
     source, form = open_source(data), Form.of(data)
     with open_work(
@@ -155,7 +155,7 @@ def check(
     from pipestill.data.transforms import Form
 
     source = open_source(data)
-    if report is not None and report.resolve().is_relative_to(Path(data.path).resolve()):
+    if report is not None and outputs.within(report, Path(data.path)):
         raise InputError(f"--report {report} lies among the images of {data.path}: choose a path elsewhere")
     with scratch("check") as folder:
         ingested = ingest(source, Form.of(data), folder, workers=workers, stop=stop)

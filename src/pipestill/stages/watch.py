@@ -77,7 +77,7 @@ def watch(
             "name one with weights=ema and without tuned sigmas"
         )
     recipe, against = settle(run, told.card), open_reference(reference)
-    if folder.resolve() in (output.resolve(), *output.resolve().parents):
+    if outputs.within(output, folder):
         raise InputError(f"{output} lies in the training's own folder, which a watch leaves alone: name another one")
     labels = labels_of(run, told.card, dataset)
     against.check_card(told.card.channels, told.card.resolution, told.card.classes)
