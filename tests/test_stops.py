@@ -36,7 +36,7 @@ STEPS = {
 # and where no loop asks, so that the signal interrupts
 BETWEEN = {
     "dataset": ("os.scandir", 2),
-    "reference": ("pipestill.evaluation.measure.stratified", 2),
+    "reference": ("pipestill.evaluation.measure.drawn_rows", 2),
     "train@teacher": ("pipestill.networks.model.save_model", 1),
     "distill@student-4": ("pipestill.networks.model.load_model", 1),
     "sample@student-4": ("pipestill.artifacts.describe_files", 1),

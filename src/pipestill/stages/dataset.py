@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipestill import mixes, outputs
+from pipestill import outputs
 from pipestill.config import DataParams, contradictions
 from pipestill.data.complaints import line
 from pipestill.errors import InputError
@@ -191,6 +191,8 @@ def export(dataset: Path | None, file: Path, part: str | None = None) -> None:
 
 def summarised(report: dict[str, Any]) -> str:
     """The report in one line."""
+    from pipestill import mixes
+
     parts, duplicates, empty = report["parts"], report["duplicates"], report["empty_classes"]
     without = f" ({len(empty)} without images: {mixes.listed(empty)})" if empty else ""
     return (

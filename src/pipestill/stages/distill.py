@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pipestill import artifacts, mixes
+from pipestill import artifacts
 from pipestill.config import OperationParams, StudentParams
 from pipestill.errors import InputError
 from pipestill.launch import Spread
@@ -148,6 +148,7 @@ def prepared(
 
     Raises InputError where models and data do not fit.
     """
+    from pipestill import mixes
     from pipestill.data.loader import Loader
     from pipestill.data.store import open_dataset
     from pipestill.distillation.discriminator import FakeScore, build_head
