@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import _base as futures
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -901,11 +902,26 @@ def test_sigterm_saves_the_state_and_a_dead_worker_is_named(run: Run, monkeypatc
         return plain(job, chunk)
 
     monkeypatch.setattr(ingest._Job, "decode", told)
-    code, lines = run("--output", "out")
-    assert code == 75
-    (line,) = lines  # in the midst of a wait, or at a step
-    assert line.startswith("pipestill dataset: stopped by SIGTERM")
-    assert "start it again" in line
+    stopped = ["pipestill dataset: stopped by SIGTERM with its state saved: start it again to go on"]
+    assert run("--output", "out") == (75, stopped)
+    monkeypatch.setattr(ingest._Job, "decode", plain)
+
+    leave = futures._AcquireFutures.__exit__
+
+    def interrupted(*arguments: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)  # while a wait holds the locks of its futures
+        leave(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(futures._AcquireFutures, "__exit__", interrupted)
+        assert run("--output", "out") == (75, stopped)
+
+    def hangs(job: Any, chunk: int) -> Any:
+        os.kill(test, signal.SIGTERM)
+        time.sleep(600)
+
+    monkeypatch.setattr(ingest._Job, "decode", hangs)
+    assert run("--output", "out") == (75, stopped)
     monkeypatch.setattr(ingest._Job, "decode", plain)
     assert run("--output", "out") == (0, [])
     assert (open_dataset(Path("out")).images(range(640)) == noise(640, 8, 3)).all()

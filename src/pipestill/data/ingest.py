@@ -34,6 +34,7 @@ from pipestill.userfiles import escaped, unreadable
 
 CHUNK = 64  # images that one task decodes and one line of the journal stands for
 FLUSH_EVERY = 1.0  # seconds of work that a kill or a power cut may cost
+LOOK = 0.2  # seconds after which a wait for other processes looks for a stop request
 FACTS = np.dtype(
     [
         ("good", "?"),
@@ -70,13 +71,12 @@ def ingest(source: Source, form: Form, folder: Path, *, workers: int = 1, stop: 
             todo = [chunk for chunk in range(chunks) if chunk not in journal.done]
             bar = Bar("images", count, done=min(count, (chunks - len(todo)) * CHUNK), unit="image")
             stop = stop or StopRequest()
-            with closing(_decoded(job, todo, workers)) as results:
-                for chunk, bad in results:  # waiting for one may be interrupted: a file system may hang
+            with closing(_decoded(job, todo, workers, stop)) as results:
+                for chunk, bad in results:
                     with stop.at_steps():
                         journal.add(chunk, bad)
                         bar.advance(len(job.range(chunk)))
-                    if stop.requested():
-                        raise Stopped(f"stopped by {stop.reason} with its state saved: start it again to go on")
+                    _check(stop)
             bar.close()
     except OSError as error:
         raise SurroundingsError(
@@ -214,12 +214,26 @@ def _sized(path: Path, size: int) -> int:
     return descriptor
 
 
-def _decoded(job: _Job, todo: list[int], workers: int) -> Generator[tuple[int, dict[int, str]]]:
-    """Runs the chunks, in processes where that pays; yields each as it is done."""
+def _check(stop: StopRequest) -> None:
+    if stop.requested():
+        raise Stopped(f"stopped by {stop.reason} with its state saved: start it again to go on")
+
+
+def _decoded(job: _Job, todo: list[int], workers: int, stop: StopRequest) -> Generator[tuple[int, dict[int, str]]]:
+    """Runs the chunks, in processes where that pays; yields each as it is done. Raises Stopped when asked to stop.
+
+    A read may hang for ever. A signal interrupts it in this process; a pool of processes is left at the next look,
+    since an exception raised within the pool's own code would leave its locks held.
+    """
     workers = min(workers, len(todo))
     if workers <= 1:
         yield from map(job.decode, todo)
         return
+    with stop.at_steps():
+        yield from _in_processes(job, todo, workers, stop)
+
+
+def _in_processes(job: _Job, todo: list[int], workers: int, stop: StopRequest) -> Generator[tuple[int, dict[int, str]]]:
     context = multiprocessing.get_context("fork")  # the source is inherited, not copied; workers use no torch
     pool = ProcessPoolExecutor(workers, context, _start_worker, (job, os.getpid()))
     done = False
@@ -227,10 +241,11 @@ def _decoded(job: _Job, todo: list[int], workers: int) -> Generator[tuple[int, d
         left = iter(todo)
         running = {pool.submit(_decode, chunk) for chunk in islice(left, 4 * workers)}
         while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            finished, running = wait(running, timeout=LOOK, return_when=FIRST_COMPLETED)
             running |= {pool.submit(_decode, chunk) for chunk in islice(left, len(finished))}
             for future in finished:
                 yield future.result()
+            _check(stop)
         done = True
     finally:
         for worker in multiprocessing.active_children() if not done else ():
