@@ -33,7 +33,7 @@ RUNS: dict[str, tuple[int, float, float, float, float]] = {
     "teacher-renoise-4": (4, 9.83, 30.9, 0.981, 0.643),
 }
 FLOOR = {"classifier": 0.92, "efficientnet_lite0": 4.21}
-WARNING = "the averaged weights will still be 74% initial weights after 300 updates: train longer, lower ema.decay"
+WARNING = "the averaged weights will still be 74% initial weights after 300 updates: train longer or lower ema.decay"
 MODELS = {"teacher": None, "student-10": 10, "student-4": 4}
 REPEATED = {"student-4-b": 4, "student-4-c": 4}  # student-4 with other training seeds, where a run asks for them
 SEEDS = {"student-4-b": 1, "student-4-c": 2}

@@ -183,9 +183,9 @@ def test_a_student_starts_from_another(
 @pytest.mark.parametrize(
     ("model", "student", "message"),
     [
-        ({"classes": ("a", "b")}, {}, "knows 2 classes"),
-        ({"channels": 3}, {}, "with 3 channels"),
-        ({"resolution": 16}, {}, "makes 16x16 images"),
+        ({"classes": ("a", "b")}, {}, "has 2 classes, "),
+        ({"channels": 3}, {}, "has channels 3, "),
+        ({"resolution": 16}, {}, "has resolution 16, "),
         ({"unconditional": False}, {}, "has no unconditional branch"),
         ({}, {"dm": {"sigma_min": 79.9, "sigma_max": 80}}, "no noise level lies between"),
         ({}, {"gan": {"generator_weight": 1, "discriminator_weight": 0}}, "needs a trained discriminator"),

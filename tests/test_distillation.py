@@ -189,6 +189,18 @@ def test_losses_can_be_switched_off() -> None:
     assert changed(before, alone._student)
     with pytest.raises(ValueError, match="would learn nothing"):
         distillation(dm={"weight": 0.0}, gan=GanParams(generator_weight=0, discriminator_weight=0))
+    with pytest.raises(ValueError, match=r"gan\.start=4, but there are 4 iterations: the student would learn nothing"):
+        distillation(dm={"weight": 0.0}, gan=GanParams(start=4), iterations=4)
+
+
+def test_an_average_that_cannot_forget_its_start_is_named() -> None:
+    """After updates that leave the student as it is, those alone count that change it: 0.9^20 = 12%."""
+    ema = {"decay": 0.9, "warmup": False}
+    said = "the averaged weights will still be 12% initial weights after 20 updates: train longer or lower ema.decay"
+    late = {"dm": {"weight": 0.0}, "gan": GanParams(start=30), "iterations": 50}
+    for overrides in ({"iterations": 20}, late):
+        assert distillation(ema=ema, **overrides).warnings == [f"{said} or set ema.warmup=true"]
+    assert distillation(ema=ema, iterations=50).warnings == []
 
 
 def test_labels_are_dropped_once_before_every_network() -> None:

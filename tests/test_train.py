@@ -30,11 +30,14 @@ from commands import (
 from pipestill import cli
 from pipestill.config import EdmParams, FlowParams, OperationParams, RunParams, TeacherParams, TrainedEdmParams
 from pipestill.data.store import open_dataset
+from pipestill.distributed import World
 from pipestill.errors import InputError
+from pipestill.networks import model
 from pipestill.networks.model import load_model, read_card, save_model
 from pipestill.sampling.store import open_samples
 from pipestill.stages import train as stage
 from pipestill.stages.sample import sample
+from pipestill.training.ranks import seed_torch
 from pipestill.training.teacher import TeacherTraining
 from tiny_models import make_model
 
@@ -129,6 +132,25 @@ def test_raw_and_averaged_weights_are_those_that_training_held(
     assert equal(last["began"], kept["raw"])
 
 
+def test_a_teacher_that_starts_from_a_model_is_trained_with_dropout_as_any_other(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "runs"))
+    data, world = open_dataset(digits), World(0, 1, torch.device("cpu"))
+    network = TINY["teachers.teacher.network"] | {"dropout": 0.5}
+    built = TeacherParams.model_validate({"network": network, "training": {"iterations": 3, "batch": 16}})
+    stage.train(built, name="a", dataset=digits, output=tmp_path / "a", operation=OperationParams(device="cpu"))
+    started = TeacherParams(start="models/a", network=None, training=built.training)
+    losses = []
+    for params, start in ((built, None), (started, tmp_path / "a")):
+        training, denoiser, _ = stage.prepared(params, data, world, "host", start=start)
+        assert all(module.training for module in denoiser.modules())
+        seed_torch(0, 0, 0)
+        batch = training._loader.batch(0)
+        losses.append([training._loss(training._trained, batch, slice(None)).item() for _ in range(2)])
+    assert all(first != second for first, second in losses), "dropout draws anew"
+
+
 def test_sigma_data_is_measured_stated_or_that_of_the_model_it_starts_from(tmp_path: Path, digits: Path) -> None:
     data = dataclasses.replace(open_dataset(digits), pixel_std=0.583)
     assert stage.resolved(TrainedEdmParams(), data) == EdmParams(sigma_data=0.583)
@@ -140,12 +162,17 @@ def test_sigma_data_is_measured_stated_or_that_of_the_model_it_starts_from(tmp_p
         stage.resolved(TrainedEdmParams(), dataclasses.replace(data, pixel_std=0.0))
 
 
-def test_saving_a_model_leaves_its_network_and_every_set_of_weights_as_they_were(tmp_path: Path) -> None:
+def test_saving_a_model_leaves_its_network_and_every_set_of_weights_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = load_model(make_model(tmp_path / "made").path)
     unet, own = made.unet, held(made.unet.state_dict())
     half = {name: 0.5 * tensor for name, tensor in own.items()}
     (tmp_path / "m").mkdir()
+    copies: list[object] = []
+    monkeypatch.setattr(model, "on_host", lambda state: copies.append(state) or held(state))
     save_model(tmp_path / "m", made.card, unet, {"ema": half, "raw": unet.state_dict()})  # shares memory with unet
+    assert len(copies) == 1, "a large network's weights are held once more, not three times"
     assert equal(unet.state_dict(), own)
     (tmp_path / "m" / "manifest.json").write_bytes((tmp_path / "made" / "manifest.json").read_bytes())
     assert equal(load_model(tmp_path / "m", weights="raw").unet.state_dict(), own)
@@ -155,13 +182,13 @@ def test_saving_a_model_leaves_its_network_and_every_set_of_weights_as_they_were
 def test_an_average_that_cannot_forget_its_start_is_named_once_and_in_the_summary(
     tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = "the averaged weights will still be 98% initial weights after 20 updates: train longer, lower ema.decay"
+    said = "the averaged weights will still be 98% initial weights after 20 updates: train longer or lower ema.decay"
     said += " or set ema.warmup=true"
     for warmup in (True, False):
         training = {"iterations": 20, "batch": 4, "validate_every": 0, "ema": {"decay": 0.999, "warmup": warmup}}
         command = arguments(tmp_path, digits, f"m-{warmup}", **{"teachers.teacher.training": training})
         here(*command, runs=tmp_path / "runs")
-        assert capsys.readouterr().err.count(f"warning: teacher: {said}\n") == (not warmup)
+        assert capsys.readouterr().err.count(f"teacher: {said}\n") == (not warmup)
         summary = json.loads((tmp_path / f"m-{warmup}" / "manifest.json").read_text())["summary"]
         assert summary.get("warnings") == (None if warmup else [said])
 

@@ -123,6 +123,11 @@ class StudentParams(Section):
         range_of_karras(self.spacing, self.sigma_min, self.sigma_max)
         if self.dm.weight == 0 and self.gan.generator_weight == 0:
             raise ValueError("dm.weight and gan.generator_weight are both 0: the student would learn nothing")
+        if self.dm.weight == 0 and self.gan.start >= self.iterations:
+            raise ValueError(
+                f"dm.weight is 0 and gan.start={self.gan.start}, but there are {self.iterations} iterations: "
+                "the student would learn nothing"
+            )
         if self.pool.uses > self.pool.updates * self.update_ratio:
             raise ValueError(f"pool.uses={self.pool.uses}: a turn would hold an input twice; raise pool.updates")
         return self

@@ -26,7 +26,7 @@ from pipestill.distillation.discriminator import FakeScore
 from pipestill.distillation.rollout import States, Walkers
 from pipestill.distributed import World
 from pipestill.errors import InputError
-from pipestill.networks.model import ModelCard
+from pipestill.networks.model import ModelCard, on_host
 from pipestill.training import optimizers
 from pipestill.training.ema import Ema, decay_at, warnings
 from pipestill.training.ranks import distributed
@@ -251,7 +251,7 @@ class Distillation:
             self.best_step, self.best_distance = step, distance
             raw = self._student.network.state_dict()
             if self._world.leader:
-                self.best = {"ema": _copied(self.ema.tensors), "raw": _copied(raw)}
+                self.best = {"ema": on_host(self.ema.tensors), "raw": on_host(raw)}
         return {"validation_distance": distance}
 
     def state(self) -> dict[str, Any]:
@@ -274,12 +274,7 @@ class Distillation:
         self._rollout.load(state["rollout"])
         best = state["best"]
         self.best_step, self.best_distance = best["step"], best["distance"]
-        self.best = {which: _copied(tensors) for which, tensors in best["weights"].items()}
-
-
-def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in the host's memory."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        self.best = {which: on_host(tensors) for which, tensors in best["weights"].items()}
 
 
 @contextmanager

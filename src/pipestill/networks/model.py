@@ -140,14 +140,15 @@ def save_model(folder: Path, card: ModelCard, unet: UNet2DModel, weights: Mappin
 
     The state dicts may share memory with `unet`, which keeps its weights. Raises SurroundingsError (full disk).
     """
-    own = _copied(unet.state_dict())
-    copies = {which: _copied(state) for which, state in weights.items()}  # loading one set must not change another
+    live = unet.state_dict()
+    own = on_host(live)
     try:
         with writing(folder):
             (folder / "model.json").write_text(_json(asdict(card)), encoding="utf-8")
             (folder / "model_index.json").write_text(_json(_pipeline_index(card)), encoding="utf-8")
-            for which, state in copies.items():
-                unet.load_state_dict(state)
+            for which, state in weights.items():  # those that are the network's own have been loaded over since
+                mine = {name for name, tensor in state.items() if name in live and _same(tensor, live[name])}
+                unet.load_state_dict({name: own[name] if name in mine else state[name] for name in state})
                 unet.save_pretrained(folder / SUBFOLDERS[which], safe_serialization=True)
             params = denoiser_params(card.denoiser)
             if isinstance(params, VpParams):
@@ -156,9 +157,14 @@ def save_model(folder: Path, card: ModelCard, unet: UNet2DModel, weights: Mappin
         unet.load_state_dict(own)
 
 
-def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies in the host's memory."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape and type lie in the same memory."""
+    return one.device == other.device and one.data_ptr() == other.data_ptr()
 
 
 def _json(body: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from pipestill import artifacts
 from pipestill.config import OperationParams, StudentParams
 from pipestill.errors import InputError
+from pipestill.fitting import require_fit
 from pipestill.launch import Spread
 from pipestill.progress import say
 from pipestill.stages.common import (
@@ -26,6 +27,7 @@ from pipestill.stages.common import (
     summary_of,
     work_over_ranks,
 )
+from pipestill.work import writing
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
@@ -127,7 +129,8 @@ def distill(
             return None
         staging = work.staging()
         save_model(staging, card, denoiser.network, training.best)
-        curves.write(staging / "curves.csv")
+        with writing(staging):
+            curves.write(staging / "curves.csv")
         best = {"best_step": training.best_step, "validation_distance": float(f"{training.best_distance:.6g}")}
         artifact = work.publish(staging, summary_of(training, parameters=parameter_count(denoiser.network), **best))
         work.record(finished=True, updates=student.iterations, ranks=world.size)
@@ -226,16 +229,7 @@ def prepared(
 
 def check_fit(card: ModelCard, data: Dataset, student: StudentParams, teacher: Path) -> None:
     """Raises InputError, in one line, where the teacher and the data, or the wish for guidance, do not fit."""
-    if (card.resolution, card.channels) != (data.resolution, data.channels):
-        raise InputError(
-            f"{teacher} makes {card.resolution}x{card.resolution} images with {card.channels} channels, "
-            f"{data.artifact.path} holds {data.resolution}x{data.resolution} with {data.channels}"
-        )
-    if card.classes != data.classes:
-        raise InputError(
-            f"{teacher} knows {len(card.classes)} classes, {data.artifact.path} has {len(data.classes)} or other "
-            "names: train the teacher on this dataset"
-        )
+    require_fit(teacher, card, data.artifact.path, data, "train the teacher on this dataset")
     if not card.classes and student.dm.guidance != 1:
         raise InputError(f"{teacher} has no classes, so there is nothing to guide towards: set dm.guidance=1")
     if not card.unconditional_branch and card.classes and (student.label_dropout > 0 or student.dm.guidance != 1):

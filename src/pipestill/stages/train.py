@@ -6,7 +6,6 @@ Goes on from its newest saved state by itself; a changed parameter or input begi
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,6 +24,7 @@ from pipestill.stages.common import (
     summary_of,
     work_over_ranks,
 )
+from pipestill.work import writing
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pipestill.networks.unet2d import UNet2DModel
     from pipestill.training.teacher import TeacherTraining
 
-VERSION = 4
+VERSION = 5
 EXAMPLES = """\
   pipestill train --name teacher --dataset artifacts/dataset --output artifacts/models/teacher
   pipestill train --name teacher --dataset artifacts/dataset --output /tmp/teacher --ranks 2 \\
@@ -118,9 +118,10 @@ def train(
             return None
         staging = work.staging()
         save_model(staging, card, unet, {"ema": training.ema.tensors, "raw": unet.state_dict()})
-        curves.write(staging / "curves.csv")
+        with writing(staging):
+            curves.write(staging / "curves.csv")
         artifact = work.publish(staging, summary_of(training, parameters=parameter_count(unet), **curves.last()))
-        work.record(finished=True, updates=teacher.training.iterations, ranks=world.size, pid=os.getpid())
+        work.record(finished=True, updates=teacher.training.iterations, ranks=world.size)
         return artifact
 
 
@@ -189,13 +190,10 @@ def _begun(model: Model, settings: AnyDenoiserParams, data: Dataset) -> UNet2DMo
     if model, dataset and denoiser do not fit.
     """
     from pipestill.config import denoiser_params
+    from pipestill.fitting import require_fit
 
     start = model.artifact.path
-    for what in ("resolution", "channels", "classes"):
-        own, theirs = getattr(data, what), getattr(model.card, what)
-        if own != theirs:
-            shown = (len(theirs), len(own)) if what == "classes" else (theirs, own)
-            raise InputError(f"{start} has {what} {shown[0]}, {data.artifact.path} has {shown[1]} or others")
+    require_fit(start, model.card, data.artifact.path, data, "start from a model of such images")
     theirs = denoiser_params(model.card.denoiser).plain()
     own = settings.plain()
     for field in ("kind", *denoiser_params(model.card.denoiser).learnt):

@@ -52,7 +52,7 @@ def warnings(params: EmaParams, *, updates: int, batch: int) -> list[str]:
     else:
         advice = "lower ema.decay" if params.warmup else "lower ema.decay or set ema.warmup=true"
     held = f"the averaged weights will still be {share:.0%} initial weights after {updates} updates"
-    return [f"{held}: train longer, {advice}"]
+    return [f"{held}: train longer or {advice}"]
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

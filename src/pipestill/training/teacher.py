@@ -56,6 +56,7 @@ class TeacherTraining:
             device=world.device,
             balanced=params.balanced,
         )
+        denoiser.train()  # a network that was loaded is in eval mode, without dropout
         self._trained = distributed(denoiser, world)
         self._optimizer = optimizers.adamw(denoiser.parameters(), params.learning_rate, params.optimizer)
         self.ema = Ema(denoiser.network, params.ema.sync_every)
