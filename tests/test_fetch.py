@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from commands import write_params
-from pipestill import artifacts, cli, download
+from pipestill import artifacts, cli, digests, download
 from pipestill.config import FetchParams
 from pipestill.errors import InputError, Stopped, SurroundingsError
 from pipestill.stages.fetch import fetch, missing
 from pipestill.stopping import StopRequest
+from pipestill.work import Work
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB: several blocks
 SHA = hashlib.sha256(CONTENT).hexdigest()
@@ -269,6 +270,29 @@ def test_a_stop_keeps_what_has_come(site: Site) -> None:
     assert partial.stat().st_size > 0
     assert fetched(params(site)) == CONTENT
     assert site.seen[-1][1] == f"bytes={partial.stat().st_size if partial.exists() else download.CHUNK}-"
+
+
+def test_what_is_whole_survives_a_stop_and_is_digested_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    digested: list[Path] = []
+    whole = digests.of_file
+
+    def digest(path: Path) -> str:
+        digested.append(path)
+        return whole(path)
+
+    def stopped(*_: object) -> None:
+        raise Stopped("just before it was published")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Work, "publish", stopped)
+        with pytest.raises(Stopped):
+            fetch(params(site), Path("out"), inbox=Path("inputs/net"))
+    sent = len(site.seen)
+    monkeypatch.setattr(digests, "of_file", digest)
+    assert fetched(params(site)) == CONTENT
+    assert [part for _, part, _ in site.seen[sent:]] == [f"bytes={len(CONTENT)}-"], "nothing comes a second time"
+    assert [path.name for path in digested].count("net.pkl") == 3, "checked, stated in the manifest, verified"
+    assert not list(Path("runs").rglob("files/net.pkl"))
 
 
 def test_a_file_that_is_not_pinned_is_named_with_its_digest(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ default): they are taken from there, with the same checks.
 from __future__ import annotations
 
 import argparse
-import shutil
+import os
 from pathlib import Path
 
 from pipestill import artifacts, digests, download
@@ -80,9 +80,9 @@ def fetch(params: FetchParams, output: Path, *, inbox: Path, stop: StopRequest |
             with writing(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 if place.is_relative_to(work.state):
-                    shutil.move(place, target)
-                else:
-                    copy_file(place, target)
+                    _link(place, target)
+                    continue
+                copy_file(place, target)
             _check(file_of[name], target)  # what is published, not what lay elsewhere a moment ago
         if params.licence:
             (staging / artifacts.LICENCE).write_text(f"{params.licence}\n", encoding="utf-8")
@@ -94,6 +94,14 @@ def fetch(params: FetchParams, output: Path, *, inbox: Path, stop: StopRequest |
         if file.sha256 is None:
             say(f"{file.path} has sha256 {entries[file.path].sha256}: write it into the parameters, to pin the file")
     return artifact
+
+
+def _link(place: Path, target: Path) -> None:
+    """A checked download at its place in the artefact; it stays in the state too, so that a stop loses nothing."""
+    try:
+        os.link(place, target)
+    except OSError:  # another file system, or one without links
+        copy_file(place, target)
 
 
 def missing(params: FetchParams, inbox: Path) -> list[str]:
