@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zipfile
@@ -17,7 +18,7 @@ from pipestill.data.identity import input_of
 from pipestill.data.source import Source
 from pipestill.data.sources import open_source
 from pipestill.data.transforms import BadImage
-from pipestill.errors import InputError
+from pipestill.errors import InputError, SurroundingsError
 
 LABELS = [0, 2, 1, 0]
 
@@ -232,7 +233,7 @@ def test_edm_labels_of_files_that_are_not_there(edm: Path) -> None:
     assert source.labels.tolist() == [0, 3, *LABELS]
     assert source.classes == ("0", "1", "2", "3")
     for index in (0, 1):
-        with pytest.raises(BadImage, match=r"is labelled in dataset\.json and not there"):
+        with pytest.raises(BadImage, match=r"is named in dataset\.json but missing"):
             source.read(index)
     assert [source.read(index) for index in range(2, 6)] == [encoded(image) for image in noise(4, 8, 3)]
     assert len(opened(edm, format="edm", labels=False).names) == 4
@@ -336,6 +337,47 @@ def test_lmdb_that_is_truncated_or_none(tmp_path: Path) -> None:
         opened(tmp_path / "text.lmdb", format="lmdb")
     with pytest.raises(InputError, match="does not exist"):
         opened(tmp_path / "none.lmdb", format="lmdb")
+
+
+@pytest.mark.parametrize(("link", "split"), [("a/all", "fraction"), ("b", "fraction"), ("train/b", "folder")])
+def test_a_folder_that_links_to_one_above_it_is_no_second_copy(tmp_path: Path, link: str, split: str) -> None:
+    class_folders(tmp_path / ("train" if split == "folder" else ""), classes=1)
+    (tmp_path / link).symlink_to(tmp_path)
+    if link == "a/all":
+        names = [f"a/{index:04d}.png" for index in range(6)]
+        assert list(opened(tmp_path, labels=False).names) == names
+        return
+    with pytest.raises(InputError, match=r"b is a class folder without images .* a folder that contains it\)"):
+        opened(tmp_path, split={"by": split})
+    assert len(opened(tmp_path, labels=False, split={"by": split}).names) == 6
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.zip", "folder/dataset.json", "folder/data.mdb", "names.txt"])
+def test_a_machine_that_cannot_read_is_not_the_files_fault(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A share that is gone says nothing about the file: the exit code is 3, and no copy is asked for."""
+    pixels, stale = tmp_path / "pixels.npz", tmp_path / name
+    np.savez(pixels, images=noise(2, 8, 3), labels=np.arange(2))
+    stale.parent.mkdir(exist_ok=True)
+    stale.write_bytes(b"")
+
+    def gone(function: Any) -> Any:
+        def call(path: Any, *words: Any, **options: Any) -> Any:
+            if str(path) == str(stale):
+                raise OSError(errno.ESTALE, "Stale file handle", str(path))
+            return function(path, *words, **options)
+
+        return call
+
+    path = {"folder": stale.parent, "names.txt": pixels}.get(name.partition("/")[0], stale)
+    if name == "folder/data.mdb":
+        monkeypatch.setattr(Path, "stat", gone(Path.stat))
+    monkeypatch.setattr(os, "open", gone(os.open))
+    form = {"x.npz": "npz", "folder/data.mdb": "lmdb", "names.txt": "npz"}.get(name, "edm")
+    changes = {"class_names": str(stale)} if name == "names.txt" else {}
+    with pytest.raises(SurroundingsError, match=r"could not be read \(Stale file handle\): try again"):
+        opened(path, format=form, **changes)
 
 
 def test_one_class_only(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -31,9 +32,10 @@ from pipestill.artifacts import InputEntry
 from pipestill.config import ExampleParams
 from pipestill.data.examples import ROWS, TEXTURES, patches
 from pipestill.data.store import open_dataset
-from pipestill.errors import InputError
+from pipestill.errors import InputError, Stopped
 from pipestill.stages.dataset import build, check
 from pipestill.stages.example import write_example
+from pipestill.stopping import StopRequest
 from pipestill.work import open_work
 
 Run = Callable[..., tuple[int, list[str]]]
@@ -217,13 +219,13 @@ def test_files_that_edms_labels_name_and_that_are_not_there(run: Run) -> None:
     code, lines = run("--output", "out", "data.format=edm")
     assert code == 2
     (line,) = lines
-    assert "photos/b/gone.png is labelled in dataset.json and not there: fix or remove them" in line
+    assert "photos/b/gone.png is named in dataset.json but missing: fix or remove them" in line
     assert run("--output", "out", "data.format=edm", "data.on_bad=set-aside") == (0, [])
     dataset = open_dataset(Path("out"))
     assert dataset.names == names
     assert (dataset.images(range(12)) == noise(12, 8, 3)).all()
     aside = dataset.artifact.manifest.summary["set_aside"]
-    assert aside == {"b/gone.png": "is labelled in dataset.json and not there"}
+    assert aside == {"b/gone.png": "is named in dataset.json but missing"}
 
 
 # ---- odd directory entries ----
@@ -597,8 +599,11 @@ def test_what_is_together_stays_in_one_part(run: Run, kept: str, capsys: pytest.
 
 
 def test_folders_decide_alone_where_images_go() -> None:
-    with pytest.raises(ValueError, match="together=near needs by=fraction: folders say where each image goes"):
+    says = r"needs by=fraction: folders say where each image goes; set data\.split\.together=none"
+    with pytest.raises(ValueError, match=f"together=near {says}"):
         data_params(Path("photos"), split={"by": "folder", "together": "near"})
+    with pytest.raises(ValueError, match="together=repeats needs by=fraction: all images are trained on"):
+        data_params(Path("photos"), split={"by": "none", "together": "repeats"})
 
 
 def test_near_images_that_cannot_all_be_compared_are_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -681,6 +686,22 @@ def test_export_through_the_command_line(run: Run, tmp_path: Path) -> None:
     code, lines = run("--export-lmdb", "x.lmdb")
     assert code == 2
     assert "--export-lmdb needs --dataset DIR" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--output", "out", "--report", "r"], "--report goes with --check alone"),
+        (["--output", "out", "--dataset", "other"], "--dataset goes with --export-lmdb alone"),
+        (["--check", "photos", "--part", "train"], "--part goes with --export-lmdb alone"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(run: Run, words: list[str], says: str) -> None:
+    class_folders(Path("photos"))
+    code, lines = run(*words)
+    assert code == 2
+    assert says in lines[0]
+    assert not Path("out").exists()
 
 
 def test_a_truncated_lmdb_through_the_command_line(run: Run) -> None:
@@ -777,6 +798,19 @@ def test_a_file_that_cannot_grow_ends_with_one_line(run: Run) -> None:
     (line,) = [line for line in limited.stderr.splitlines() if line.startswith("pipestill dataset: ")]
     assert "could not be written (File too large)" in line
     assert contents(Path("out")) == before
+
+
+def test_a_short_write_of_numpys_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk NumPy raises an OSError without a number."""
+
+    def short(*_: object) -> None:
+        raise OSError("1024 requested and 12 written")
+
+    class_folders(Path("photos"))
+    monkeypatch.setattr(np, "save", short)
+    code, lines = run("--output", "out")
+    assert code == 3
+    assert "could not be written: 1024 requested and 12 written" in lines[0]
 
 
 @pytest.mark.skipif(not can_mount(), reason="no mount namespace here")
@@ -876,6 +910,24 @@ def test_a_stop_request_ends_with_its_exit_code(run: Run) -> None:
     assert "stopped by its time limit with its state saved" in lines[0]
     os.environ.pop("PIPESTILL_DEADLINE", None)
     assert run("--output", "out") == (0, [])
+
+
+def test_a_stop_ends_the_decoding_processes_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipestill.data import ingest
+
+    class_folders(Path("photos"), each=320)
+    monkeypatch.setattr(ingest._Job, "decode", lambda job, chunk: time.sleep(600))
+    stop = StopRequest()
+    stop.reason = "a test"
+    callers = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    callers.start()
+    try:
+        with pytest.raises(Stopped):
+            build(data_params(Path("photos")), Path("out"), workers=2, stop=stop)
+        assert multiprocessing.active_children() == [callers]
+    finally:
+        callers.kill()
+        callers.join()
 
 
 def test_sigterm_saves_the_state_and_a_dead_worker_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,13 @@ class SplitParams(Section):
     def _some_left_to_train(self) -> Self:
         if self.validation + self.test >= 1:
             raise ValueError("validation + test must leave something to train on (their sum is below 1)")
-        if self.by == "folder" and self.together != "none":
-            raise ValueError(f"together={self.together} needs by=fraction: folders say where each image goes")
+        return self
+
+    @model_validator(mode="after")
+    def _kept_together_where_drawn(self) -> Self:
+        if self.by != "fraction" and self.together != "none":
+            why = "folders say where each image goes" if self.by == "folder" else "all images are trained on"
+            raise ValueError(f"together={self.together} needs by=fraction: {why}; set data.split.together=none")
         return self
 
 

@@ -21,7 +21,9 @@ def advice(report: dict[str, Any], split: SplitParams) -> list[str]:
     """Sentences on classes that are too small, imbalance, and images that are in several parts; none if all is well."""
     said = [*_small(report), *_uneven(report), *_across(report, split), *_off(report)]
     if report["transparent"]:
-        said.append(f"{report['transparent']:,} images had transparent pixels, which show data.background")
+        said.append(
+            f"{report['transparent']:,} images had transparent pixels; data.background is the colour behind them"
+        )
     return said
 
 
@@ -29,7 +31,7 @@ def _small(report: dict[str, Any]) -> list[str]:
     classes, said = report["classes"], []
     for part, meaning in (
         ("validation", "choices made on the validation part do not consider them"),
-        ("test", "metrics say nothing about them, and samples of them count as unlike the test images"),
+        ("test", "metrics say nothing about them, and their samples make every distance worse"),
     ):
         lacking = [row for row in classes if row["images"] and not row[part]]
         if report["parts"][part] and lacking:

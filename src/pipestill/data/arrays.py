@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipestill.config import DataParams
-from pipestill.data.edm import DAMAGED
+from pipestill.data.archives import DAMAGED, damaged
 from pipestill.data.listing import Lister
 from pipestill.data.source import Source, numbered, without_labels
 from pipestill.errors import InputError
@@ -89,7 +89,7 @@ def _load_npz(path: Path) -> dict[str, NDArray[Any]]:
                         array = np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
                 arrays[info.filename.removesuffix(".npy")] = array
     except DAMAGED as error:
-        raise InputError(f"{path} is no npz that can be read ({error}): copy it again") from error
+        raise damaged(path, "npz", error) from error
     return arrays
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipestill.data.source import Source, in_order
 from pipestill.errors import InputError
-from pipestill.userfiles import read_text
+from pipestill.userfiles import read_text, unreadable
 
 
 def renamed(source: Source, path: Path) -> Source:
@@ -36,9 +36,10 @@ def _read(path: Path) -> list[str]:
     """Names in the order of the source's numbers. Raises InputError."""
     try:
         lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise InputError(f"data.class_names={path} cannot be read ({reason})") from None
+    except OSError as error:
+        raise unreadable(f"data.class_names={path}", error) from None
+    except UnicodeDecodeError:
+        raise InputError(f"data.class_names={path} cannot be read (it is not UTF-8 text)") from None
     numbered = [len(words) > 1 and words[1].isdecimal() for words in lines]
     if any(numbered) and not all(numbered):
         line = numbered.index(False) + 1

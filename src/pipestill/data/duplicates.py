@@ -93,6 +93,7 @@ def near_pairs(hashes: NDArray[np.uint64], parts: NDArray[np.uint8], *, bits: in
     count = int((images * (images - 1) // 2).sum())
     across = count - int((in_part * (in_part - 1) // 2).sum())
     kept = [_twins(hashes, first, inverse, images)]
+    held = len(kept[0])
     components = _Components(len(unique))
 
     edges = [64 * band // (bits + 1) for band in range(bits + 2)]
@@ -122,8 +123,9 @@ def near_pairs(hashes: NDArray[np.uint64], parts: NDArray[np.uint8], *, bits: in
             pairs = images[a] * images[b]
             count += int(pairs.sum())
             across += int((pairs - (in_part[a] * in_part[b]).sum(axis=1)).sum())
-            if sum(map(len, kept)) < MOST_KEPT:
+            if len(a) and held < MOST_KEPT:
                 kept.append(_triples(first[a], first[b], distance))
+                held += len(a)
     bar.close()
     found = np.concatenate(kept)
     found = found[np.lexsort((found[:, 1], found[:, 0], found[:, 2]))][:listed]

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import json
-import lzma
 import os
-import struct
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipestill.config import DataParams
+from pipestill.data.archives import DAMAGED, damaged, of_the_machine
 from pipestill.data.folders import MOST_BYTES, file_content, listed
 from pipestill.data.listing import Lister
 from pipestill.data.source import Source, numbered, without_labels
 from pipestill.data.transforms import BadImage
 from pipestill.errors import InputError
-from pipestill.userfiles import OF_THE_SURROUNDINGS, escaped, is_utf8, open_file
+from pipestill.userfiles import escaped, is_utf8, open_file, unreadable
 
 LABEL_FILE = "dataset.json"
-# what zipfile raises for damaged, encrypted or unknown content
-DAMAGED = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    KeyError,
-    ValueError,
-    RuntimeError,
-    OSError,
-)
 
 
 def edm(path: Path, data: DataParams) -> Source:
@@ -68,7 +54,7 @@ def edm(path: Path, data: DataParams) -> Source:
 
     def read(index: int) -> bytes:
         if names[index] not in everything:
-            raise BadImage(f"is labelled in {LABEL_FILE} and not there")
+            raise BadImage(f"is named in {LABEL_FILE} but missing")
         return content(names[index])
 
     return Source(names, labels, classes, read, files, strays=aside)
@@ -82,6 +68,8 @@ def _labels(path: Path, content: Callable[[str], bytes]) -> dict[str, Any]:
         stated = body["labels"]
     except BadImage as error:
         raise InputError(f"{where} {error}: copy it again") from error
+    except OSError as error:
+        raise unreadable(where, error) from error
     except KeyError:
         raise InputError(f"{where} has no 'labels': {{\"labels\": [[name, number], …]}} is expected") from None
     except (ValueError, TypeError, RecursionError) as error:
@@ -128,7 +116,7 @@ class _Archive:
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(open_file(self._path))
             except DAMAGED as error:
-                raise InputError(f"{self._path} is no zip that can be read ({error}): copy it again") from error
+                raise damaged(self._path, "zip", error) from error
         return self._opened[1]
 
     def names(self) -> list[str]:
@@ -147,6 +135,6 @@ class _Archive:
                 raise BadImage(f"is larger than {MOST_BYTES >> 20} MiB, the most that an image may have")
             return archive.read(name)
         except DAMAGED as error:
-            if isinstance(error, OSError) and error.errno in OF_THE_SURROUNDINGS:
+            if of_the_machine(error):
                 raise
             raise BadImage(f"cannot be read from the zip ({' '.join(str(error).split())})") from error

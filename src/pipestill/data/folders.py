@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipestill import mixes
 from pipestill.config import DataParams
 from pipestill.data.listing import Lister
 from pipestill.data.source import Source, in_order
@@ -92,7 +93,6 @@ def file_content(path: Path) -> bytes:
         raise BadImage(f"cannot be read ({error.strerror})") from error
 
 
-def listed(names: Sequence[str], most: int = 5) -> str:
-    """The first of some names, for a message."""
-    shown = ", ".join(map(escaped, names[:most])) or "no folders"
-    return shown + (", …" if len(names) > most else "")
+def listed(names: Sequence[str]) -> str:
+    """The first of some names of files, for a message."""
+    return mixes.listed([escaped(name) for name in names]) or "no folders"

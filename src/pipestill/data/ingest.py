@@ -80,7 +80,8 @@ def ingest(source: Source, form: Form, folder: Path, *, workers: int = 1, stop: 
             bar.close()
     except OSError as error:
         raise SurroundingsError(
-            f"{folder} could not be written ({error.strerror or error}): what is done is kept, mend it and go on"
+            f"{folder} could not be written ({error.strerror or error}): finished images are kept; fix it and start "
+            "again"
         ) from error
     except BrokenProcessPool as error:
         raise SurroundingsError("a decoding process was ended (out of memory?): start it again to go on") from error
@@ -248,8 +249,8 @@ def _in_processes(job: _Job, todo: list[int], workers: int, stop: StopRequest) -
             _check(stop)
         done = True
     finally:
-        for worker in multiprocessing.active_children() if not done else ():
-            worker.kill()  # a worker may hang in a read; what it has not reported is decoded again
+        for worker in list((pool._processes or {}).values()) if not done else ():
+            worker.kill()  # it may hang in a read; what it has not reported is decoded again
         pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -40,7 +40,8 @@ class Lister:
 
     def children(self, below: str = "") -> tuple[list[str], list[str]]:
         """Names of the folders and of the files in a folder. Raises SurroundingsError."""
-        folders, files = [], []
+        folders: list[str] = []
+        files: list[str] = []
         where = self._root / below
         prefix = f"{below}/" if below else ""
         try:
@@ -53,17 +54,20 @@ class Lister:
             path = where / entry.name
             if not is_utf8(entry.name):
                 self.strays.add(prefix + entry.name, path, "has a name that is not UTF-8")
-            elif entry.is_file(follow_symlinks=False):
-                files.append(entry.name)
-            elif entry.is_dir(follow_symlinks=False):
-                folders.append(entry.name)
             else:
-                self._other(prefix + entry.name, path, folders, files)
+                self._sort(prefix + entry.name, entry, folders, files)
         return sorted(folders), sorted(files)
 
-    def _other(self, name: str, path: Path, folders: list[str], files: list[str]) -> None:
-        """Sorts a link, or what is neither file nor folder."""
+    def _sort(self, name: str, entry: os.DirEntry[str], folders: list[str], files: list[str]) -> None:
+        """Puts an entry among folders or files, or among the strays."""
+        path = Path(entry.path)
         try:
+            if entry.is_file(follow_symlinks=False):  # mostly known without asking the file system
+                files.append(entry.name)
+                return
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.name)
+                return
             mode = path.stat().st_mode
         except FileNotFoundError:  # a dead link, or gone since the folder was listed: reading it will say so
             files.append(path.name)
@@ -83,8 +87,12 @@ class Lister:
             raise unreadable(path, error) from error
         self.strays.add(name or ".", path, f"cannot be read ({error.strerror})")
 
-    def walk(self, below: str = "", *, above: tuple[str, ...] = ()) -> Iterator[str]:
+    def walk(self, below: str = "") -> Iterator[str]:
         """Every visible file below a folder. A link to a folder that contains it is a stray."""
+        return self._walk(below, tuple(os.path.realpath(self._root / parent) for parent in Path(below).parents))
+
+    def _walk(self, below: str, above: tuple[str, ...]) -> Iterator[str]:
+        """The same, where `above` are the real paths of the folders from `root` on that it lies in."""
         here = os.path.realpath(self._root / below)
         if any(f"{place}/".startswith(f"{here}/") for place in above):
             self.strays.add(below, self._root / below, "is a link to a folder that contains it")
@@ -93,4 +101,4 @@ class Lister:
         prefix = f"{below}/" if below else ""
         yield from (prefix + name for name in files)
         for name in folders:
-            yield from self.walk(prefix + name, above=(*above, here))
+            yield from self._walk(prefix + name, (*above, here))

@@ -13,7 +13,7 @@ from pipestill.data.source import Source
 from pipestill.errors import InputError
 from pipestill.userfiles import escaped, is_utf8, kind_of, unreadable
 
-FORMATS = {"folder": folders.by_class, "edm": edm.edm, "npz": arrays.npz, "lmdb": arrays.dmd2_lmdb}
+READERS = {"folder": folders.by_class, "edm": edm.edm, "npz": arrays.npz, "lmdb": arrays.dmd2_lmdb}
 
 
 def open_source(data: DataParams) -> Source:
@@ -22,7 +22,7 @@ def open_source(data: DataParams) -> Source:
     _require_readable(path)
     if data.split.by == "folder" and data.format != "folder":
         raise InputError(f"data.split.by=folder takes data.format=folder, not {data.format}: use fraction or none")
-    source: Source = FORMATS[data.format](path, data)
+    source: Source = READERS[data.format](path, data)
     if not len(source.names):
         odd = min(source.strays.items(), default=None)
         why = f" that can be read: {escaped(path / odd[0])} {odd[1]}" if odd else ""

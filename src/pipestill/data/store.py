@@ -24,7 +24,7 @@ from pipestill import artifacts, mixes, outputs
 from pipestill.artifacts import Artifact
 from pipestill.errors import InputError, SurroundingsError
 from pipestill.progress import Bar
-from pipestill.userfiles import NotAFile
+from pipestill.userfiles import OF_THE_SURROUNDINGS, NotAFile, unreadable
 
 IMAGES = "images.lmdb"
 PARTS = ("train", "validation", "test")
@@ -53,6 +53,8 @@ def environment(path: Path) -> lmdb.Environment:
         if not stat.S_ISREG(status.st_mode):
             raise NotAFile(file, status.st_mode)
     except OSError as error:
+        if error.errno in OF_THE_SURROUNDINGS:
+            raise unreadable(file, error) from error
         raise InputError(f"{file} cannot be read ({error.strerror}): an LMDB file was expected there") from error
     identity = (status.st_dev, status.st_ino)
     opened = _opened.get(identity)

@@ -21,7 +21,7 @@ from pipestill.progress import say, warn
 from pipestill.stages import common
 from pipestill.stopping import StopRequest
 from pipestill.userfiles import escaped
-from pipestill.work import open_work, scratch
+from pipestill.work import open_work, scratch, writing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipestill.data.ingest import Ingested
     from pipestill.data.source import Source
 
-VERSION = 6
+VERSION = 7
 PRINTED = 20  # faults that are printed; the report has them all
 EXAMPLES = """
   pipestill dataset --check photos --report photos-report data.resolution=32 data.color=rgb data.transform=center-crop
@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
+    _require_used(options)
     if options.export_lmdb is not None:
         export(options.dataset, options.export_lmdb, options.part)
         return 0
@@ -79,11 +80,18 @@ def main(options: argparse.Namespace) -> int:
                 return 2  # what is wrong with the files says it all
             train = {entry["name"]: entry["train"] for entry in found["classes"]}
             refused = misfits(params.reference, found["parts"], train, where=options.check)
-            for line in refused or list(contradictions(params))[:1]:
-                warn(f"the stages that follow would refuse this: {line}")
+            for reason in refused or list(contradictions(params))[:1]:
+                warn(f"the stages that follow would refuse this: {reason}")
             return 2 if found["bad"]["count"] else 0
         build(params.data, options.output, workers=workers, stop=stop)
     return 0
+
+
+def _require_used(options: argparse.Namespace) -> None:
+    """Raises InputError for an option that belongs to another way of calling this stage."""
+    for name, way in (("report", "check"), ("dataset", "export_lmdb"), ("part", "export_lmdb")):
+        if getattr(options, name) is not None and getattr(options, way) is None:
+            raise InputError(f"--{name} goes with --{way.replace('_', '-')} alone: leave it out")
 
 
 def build(data: DataParams, output: Path, *, workers: int = 1, stop: StopRequest | None = None) -> Artifact:
@@ -121,17 +129,18 @@ def build(data: DataParams, output: Path, *, workers: int = 1, stop: StopRequest
         _require_enough(source, kept, parts)
         staging = work.staging()
         layout = Layout(len(kept), form.resolution, form.channels, data.images_per_value)
-        pixel_std = write_dataset(
-            staging,
-            _blocks(ingested.pixels, kept, layout.per_value),
-            layout,
-            classes=source.classes,
-            labels=source.labels[kept],
-            parts=parts,
-            names=[source.names[index] for index in kept],
-            digests=ingested.facts["digest"][kept],
-        )
-        _write_report(staging, report, source, ingested, kept)
+        with writing(staging):
+            pixel_std = write_dataset(
+                staging,
+                _blocks(ingested.pixels, kept, layout.per_value),
+                layout,
+                classes=source.classes,
+                labels=source.labels[kept],
+                parts=parts,
+                names=[source.names[index] for index in kept],
+                digests=ingested.facts["digest"][kept],
+            )
+            _write_report(staging, report, source, ingested, kept)
         summary = {
             "images": len(kept),
             "classes": len(source.classes),
