@@ -79,7 +79,7 @@ def test_drift_is_measured_named_and_mended(tmp_path: Path, digits: Path) -> Non
         rows = [json.loads(line) for line in log.read_text().splitlines()]
         found[every] = [(row["step"], row["ema_drift"]) for row in rows if "ema_drift" in row]
         says = "after update 4 the ranks' averages differ by up to 0.0625: "
-        assert says + ("all take the first rank's" if every else "the first rank's is saved") in done.stderr
+        assert says + ("all take the first rank's" if every else "only the first rank's is kept") in done.stderr
     free = [0.0, *(OFF / 2**updates for updates in range(5))]
     assert found[0] == [(step, pytest.approx(drift, abs=1e-6)) for step, drift in enumerate(free, 1)]
     mended = [*enumerate(free[:4], 1), (5, 0.0), (6, 0.0)]  # the fourth is measured and copied

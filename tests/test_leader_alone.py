@@ -19,7 +19,7 @@ import os, sys, time
 from pipestill import cli
 from pipestill.sampling.preview import Previews
 from pipestill.training import state
-for owner, name in ((Previews, "_sampled"), (state, "save")):
+for owner, name in ((Previews, "_sampled"), (Previews, "_estimate"), (state, "save")):
     whole = getattr(owner, name)
     def slowly(*words, whole=whole, **named):
         time.sleep({alone} if os.environ["RANK"] == "0" else 0)
@@ -60,9 +60,9 @@ def test_ranks_that_do_not_see_the_same_states_say_so(tmp_path: Path, digits: Pa
     assert not (tmp_path / "m").exists()
 
 
-def test_a_preview_and_a_state_that_take_longer_than_a_collective_may(tmp_path: Path, digits: Path) -> None:
+def test_an_estimate_a_preview_and_a_state_that_take_longer_than_a_collective_may(tmp_path: Path, digits: Path) -> None:
     training = {"teachers.teacher.training": {"iterations": 4, "batch": 16, "validate_every": 0, "accumulation": 2}}
-    slow = {"preview": {"every": 3, "share": 1}, "save_every": ALONE - 0.5, "log_every": 1, "timeout": LIMIT}
+    slow = {"preview": {"every": 3, "share": 0.99}, "save_every": ALONE - 0.5, "log_every": 1, "timeout": LIMIT}
     command = arguments(tmp_path, digits, "m", operation=slow, **training)
     done = over_two_ranks(tmp_path / "slow.py", SLOW.format(alone=ALONE), command, tmp_path / "runs")
     assert done.returncode == 0, done.stderr

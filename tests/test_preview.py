@@ -211,14 +211,16 @@ def test_previews_take_at_most_their_share_of_the_time(tmp_path: Path, model: Pa
     """At 1/64 a preview of 0.25 s needs 16 s: 128 updates of 1/8 s for the first, 126 more with the one before."""
     alone, params = World(0, 1, torch.device("cpu")), {"updates": 1000, "share": 1 / 64}
     made = previews(model, tmp_path, alone, **params)
-    made._expected = 0.25
+    made._estimated = 0.25
     assert walked(made, clock, 1000, 0.25) == [*range(129, 1000, 126)]
     wrong = previews(model, tmp_path, alone, **params)
-    wrong._expected = 0.0  # until the first has been measured
-    clock.now += 16
+    clock.now += 16  # estimated as 0 seconds, until the first has been measured
     assert walked(wrong, clock, 1000, 0.25)[:2] == [25, 127]
+    slow = previews(model, tmp_path, alone, **params)
+    slow._estimated = 0.5  # a first preview that was estimated too high delays no other
+    assert walked(slow, clock, 1000, 0.25) == [257, 275, *range(381, 1000, 126)]
     seldom = previews(model, tmp_path, alone, every=400, **params)
-    seldom._expected = 0.25
+    seldom._estimated = 0.25
     assert walked(seldom, clock, 1000, 0.25) == [400, 800]
     assert PreviewParams().share == 0.02
 
@@ -239,8 +241,9 @@ def test_a_first_preview_is_estimated_by_one_evaluation(
 
     monkeypatch.setattr(network, "forward", forward)
     clock.now += 3900.0
+    made.estimate()
     assert not made.affordable()
-    assert (made._expected, made.seconds) == (70.0, 9.0)
+    assert (made._estimated, made.seconds) == (70.0, 9.0)
     clock.now = 3949.0
     assert not made.affordable()
     clock.now = 3951.0
@@ -319,6 +322,20 @@ def test_pictures_that_cannot_be_written_are_named_once(tmp_path: Path, capsys: 
     assert np.array_equal(np.asarray(Image.open(tmp_path / "b.png")), picture())
 
 
+def test_what_a_killed_training_left_half_written_is_removed(tmp_path: Path, model: Path) -> None:
+    left, kept = tmp_path / "step-00000002" / ".a.png.77.partial", tmp_path / "step-00000002" / "a.png"
+    left.parent.mkdir()
+    left.write_bytes(b"half")
+    kept.write_bytes(b"whole")
+    with previews(model, tmp_path, World(1, 2, torch.device("cpu"))):
+        pass
+    assert left.exists(), "the leader alone removes it"
+    with previews(model, tmp_path, World(0, 1, torch.device("cpu"))):
+        pass
+    assert not left.exists()
+    assert kept.exists()
+
+
 def test_a_file_system_that_is_too_slow_gets_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pipe = tmp_path / f".a.png.{os.getpid()}.partial"
     os.mkfifo(pipe)
@@ -326,7 +343,7 @@ def test_a_file_system_that_is_too_slow_gets_no_more(tmp_path: Path, capsys: pyt
     taken = [writer.put(f"preview {number}", {tmp_path / "a.png": picture()}) for number in range(8)]
     assert taken.count(True) in (4, 5), "the thread may have begun with one"
     assert capsys.readouterr().err.splitlines() == [
-        f"preview {number}: not written, for the file system is too slow: 4 others wait"
+        f"preview {number}: not written: the file system is too slow, 4 others wait"
         for number, accepted in enumerate(taken)
         if not accepted
     ]
@@ -399,7 +416,7 @@ def test_a_training_goes_on_while_a_file_system_hangs_and_gives_the_same_weights
     said = capsys.readouterr().err
     hung = pipe.with_name("epoch_0000_rank_0_sample_01.png")
     assert said.count(f"{hung} has been written for more than 0.01 s: does its file system hang?") == 1
-    assert "preview after update 6: not written, for the file system still hangs" in said
+    assert "preview after update 6: not written: the file system still hangs" in said
     assert payload(tmp_path / "again") == payload(tmp_path / "plain")
     assert {path.name for path in work.rglob("*.png")} == {"epoch_0000_rank_0_sample_00.png"}
     with pipe.open("rb") as reader:  # the server is back, and the thread that was left behind ends

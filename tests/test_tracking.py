@@ -184,8 +184,6 @@ def test_a_failing_tracker_is_off_with_one_line_and_the_others_go_on(
     monkeypatch.setitem(tracking.TRACKERS, "wandb", Failing)
     use("wandb", folder)
     warning = capsys.readouterr().err
-    assert warning == (
-        "warning: tracker wandb is off from here on (RuntimeError: the store is gone); the training goes on\n"
-    )
+    assert warning == ("tracker wandb is off from here on (RuntimeError: the store is gone); the training goes on\n")
     assert Failing.asked == 2
     assert len((folder / "log.jsonl").read_text().splitlines()) == 3

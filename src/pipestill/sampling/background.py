@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,10 @@ class PictureWriter:
     While a file takes longer, its file system counts as hung: it is named, and what comes meanwhile is left out.
     """
 
-    def __init__(self, patience: float = 30.0) -> None:
+    def __init__(self, patience: float = 30.0, *, sweep: Path | None = None) -> None:
+        """The thread first removes what a killed process left half-written below `sweep`."""
         self._patience = patience
+        self._sweep = sweep
         self._queue: queue.SimpleQueue[tuple[str, Pictures] | None] = queue.SimpleQueue()
         self._writing: tuple[Path, float] | None = None  # the file and when it was begun
         self._named: Path | None = None  # the file that was named as hung
@@ -40,10 +43,10 @@ class PictureWriter:
     def put(self, what: str, pictures: Pictures) -> bool:
         """Hands over pictures, which `what` calls by name in messages; False where they are left out."""
         if self._hung():
-            warn(f"{what}: not written, for the file system still hangs")
+            warn(f"{what}: not written: the file system still hangs")
             return False
         if self._queue.qsize() >= WAITING:
-            warn(f"{what}: not written, for the file system is too slow: {WAITING} others wait")
+            warn(f"{what}: not written: the file system is too slow, {WAITING} others wait")
             return False
         self._queue.put((what, pictures))
         return True
@@ -67,7 +70,17 @@ class PictureWriter:
             )
         return True
 
+    def _swept(self, folder: Path) -> None:
+        self._writing = (folder, time.monotonic())
+        with suppress(OSError):
+            for partial in folder.rglob(".*.partial"):
+                if partial.is_file():
+                    partial.unlink()
+        self._writing = None
+
     def _work(self) -> None:
+        if self._sweep is not None:
+            self._swept(self._sweep)
         while (job := self._queue.get()) is not None:
             what, pictures = job
             failed: list[str] = []

@@ -27,7 +27,7 @@ from pipestill.diffusion.samplers import SAMPLERS
 from pipestill.diffusion.schedules import karras
 from pipestill.distributed import World
 from pipestill.networks.model import ModelCard
-from pipestill.progress import say, warn
+from pipestill.progress import warn
 from pipestill.sampling.background import PictureWriter
 from pipestill.sampling.items import sample_items, to_uint8
 from pipestill.sampling.pictures import grid, pick_classes
@@ -74,12 +74,13 @@ class Previews:
         self._labels = torch.tensor(rows or [0] * params.rows).repeat_interleave(params.each)
         count, rank, size = len(self._labels), world.rank, world.size
         self._own = range(rank * count // size, (rank + 1) * count // size)
-        self._writer = PictureWriter(params.patience)
+        self._writer = PictureWriter(params.patience, sweep=folder if world.leader else None)
         self._updates = updates
         self._wanted = False
         self._began = time.monotonic()
         self._spent = 0.0  # seconds
-        self._expected: float | None = None  # seconds of the next one; None before it is estimated
+        self._estimated = 0.0  # seconds of a first one
+        self._longest = 0.0  # seconds of those made
 
     @property
     def count(self) -> int:
@@ -108,13 +109,17 @@ class Previews:
         self._wanted |= due
         return self._wanted
 
+    def estimate(self) -> None:
+        """Estimates what a first preview will take. Called once, on the rank that is asked what is affordable."""
+        if not self.unlimited:
+            self._estimated = self._estimate()
+
     def affordable(self) -> bool:
         """Whether another preview stays within the share of the time so far. Asked on one rank, for all."""
         if self.unlimited:
             return True
-        if self._expected is None:
-            self._expected = self._estimate()
-        return self.seconds + self._expected <= self._params.share * (time.monotonic() - self._began)
+        expected = self._longest or self._estimated
+        return self.seconds + expected <= self._params.share * (time.monotonic() - self._began)
 
     def make(self, step: int, epoch: int) -> None:
         """Makes the pictures of one moment; every rank calls it there."""
@@ -124,7 +129,7 @@ class Previews:
             self._make(step, epoch)
         finally:
             self._spent += time.monotonic() - began
-            self._expected = max(self._expected or 0.0, self.seconds - before)
+            self._longest = max(self._longest, self.seconds - before)
         self._tracker.log(step, {"preview_seconds": self.seconds})
 
     def _make(self, step: int, epoch: int) -> None:
@@ -177,7 +182,7 @@ class Previews:
                     self._denoiser(x, sigma, condition).cpu()
                     seconds = min(seconds, time.monotonic() - timed)
         except Exception as error:
-            say(f"previews cannot be estimated ({_words(error)}): the training continues without them")
+            warn(f"previews cannot be estimated ({_words(error)}): the training goes on without them")
             return math.inf
         finally:
             self._spent += time.monotonic() - began

@@ -168,8 +168,8 @@ def run_training(
     if world.leader:
         following.describe(work, name, training.updates, card, denoiser.network)
         for warning in training.warnings:
-            warn(f"warning: {name}: {warning}")
-        say(f"follow it with: pipestill evaluate --watch {work.output} (its states: {work.folder})")
+            warn(f"{name}: {warning}")
+        say(f"states: {work.folder}; to measure them as they are saved, see docs/stages/evaluate.md")
     follow = open_trackers(operation.trackers, work.folder, name, work.parameters) if world.leader else Silent()
     try:
         with ExitStack() as stack:

@@ -79,6 +79,10 @@ def run(
     training.warm_up()
     figures = _Figures(world, curves, tracker, first)
     bar = Bar(label, training.updates, done=first, unit="updates", show=world.leader)
+    if preview is not None:
+        if world.leader:
+            preview.estimate()
+        world.await_leader(f"{work.key}/estimated")
     last_saved = last_step = time.monotonic()
     pause = operation.save_every
     longest_save = longest_step = 0.0
@@ -94,7 +98,11 @@ def run(
         drift = training.ema.drift(world, mend=mend)
         tracker.log(step, {"ema_drift": drift})
         if drift != 0 and world.leader:
-            done = "all take the first rank's" if mend else "the first rank's is saved, ema.sync_every makes them equal"
+            done = (
+                "all take the first rank's"
+                if mend
+                else "only the first rank's is kept, ema.sync_every makes them equal"
+            )
             warn(f"after update {step} the ranks' averages differ by up to {drift:.3g}: {done}")
 
     def save(step: int) -> None:

@@ -180,7 +180,7 @@ class Guarded:
             call()
         except Exception as error:
             self._tracker = Silent()
-            warn(f"warning: tracker {self._name} is off from here on ({_one_line(error)}); the training goes on")
+            warn(f"tracker {self._name} is off from here on ({_one_line(error)}); the training goes on")
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         self._try(lambda: self._tracker.log(step, figures))
