@@ -18,8 +18,13 @@ import torch
 
 from commands import Command, here, payload, run, steps_logged, write_params
 from pipestill import cli
+from pipestill.distributed import World
 from pipestill.errors import InputError
+from pipestill.evaluation import matching
+from pipestill.evaluation.matching import Match
+from pipestill.evaluation.reference import open_reference
 from pipestill.networks.model import load_model
+from pipestill.stages import watch as stage
 from pipestill.stages.watch import Table
 from pipestill.training import following
 from pipestill.training import state as states
@@ -241,6 +246,39 @@ def test_what_does_not_fit_is_one_line_and_exit_2(
     assert last.startswith("pipestill evaluate: ")
     assert message in last
     assert not (tmp_path / "watched").exists()
+
+
+def test_a_figure_that_the_plan_does_not_have_is_refused_at_the_start(
+    digits_reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    against = open_reference(digits_reference)
+    assert stage._figure("kid_classifier", against, "balanced") == "kid_classifier"
+    note = "no KID: class '3' has only 2 test images, too few for subsets in this mix"
+    monkeypatch.setattr(matching, "match", lambda *_: Match("balanced", notes=("classes without images", note)))
+    assert stage._figure("fd_classifier", against, "balanced") == "fd_classifier"
+    with pytest.raises(InputError, match="--by kid_classifier: there is no KID: class '3' has only 2 test images"):
+        stage._figure("kid_classifier", against, "balanced")
+
+
+def test_a_state_that_another_rank_cannot_read_is_no_wrong_state(
+    tmp_path: Path,
+    trained: Path,
+    digits_reference: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    params = setting(tmp_path)
+    places = ["--watch", trained / "m", "--reference", digits_reference, "--output", tmp_path / "watched"]
+    command = [str(word) for word in ["evaluate", "--name", "watched", *places, "--params", params]]
+    monkeypatch.setenv("PIPESTILL_RUNS", str(trained / "runs"))
+    with monkeypatch.context() as patch:
+        patch.setattr(World, "gather", lambda self, value: [value, True])
+        assert cli.main(command) == 3
+    assert "some ranks can read published and some cannot" in capsys.readouterr().err
+    written = tmp_path / "watched" / "checkpoints.csv"
+    assert not written.exists() or "published" not in written.read_text()
+    assert cli.main(command) == 0
+    assert rows(tmp_path / "watched")[-1]["status"] == "evaluated"
 
 
 def test_one_state_is_held_at_a_time_and_what_a_kill_left_is_swept(tmp_path: Path, trained: Path) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pipestill import artifacts, digests, outputs
 from pipestill.artifacts import Manifest
 from pipestill.config import OperationParams, RunParams
-from pipestill.errors import InputError, Stopped, nearest
+from pipestill.errors import InputError, Stopped, SurroundingsError, nearest
 from pipestill.progress import say, warn
 from pipestill.work import locked, write_atomic
 
@@ -82,7 +82,7 @@ def watch(
     labels = labels_of(run, told.card, dataset)
     against.check_card(told.card.channels, told.card.resolution, told.card.classes)
     against.check_count(run.images)
-    figure = _figure(by, against)
+    figure = _figure(by, against, run.plan)
     settings = {
         "version": VERSION,
         "training": told.key,
@@ -108,9 +108,12 @@ def watch(
                 continue
             waiting = False
             weights = _weights(task, output, told)
+            if len(set(world.gather(weights is None))) > 1:
+                raise SurroundingsError(
+                    f"some ranks can read {task} and some cannot: is {output} on a shared file system? Start it again"
+                )
             figures: dict[str, float] | None = {}
-            if not world.agree(weights is None)[0]:
-                assert weights is not None
+            if weights is not None:
                 figures = _measured(weights, told, recipe, run, labels, against, output / PENDING / task, world)
             if table:
                 table.add(task, figures, weights)
@@ -120,14 +123,23 @@ def watch(
             say(f"{told.name} is published; {table.standing}")
 
 
-def _figure(by: str | None, against: Reference) -> str:
-    """The figure that the best state is chosen by; unless named, the distance in the space that the field knows."""
+def _figure(by: str | None, against: Reference, plan: str) -> str:
+    """The figure that the best state is chosen by; unless named, the distance in the space that the field knows.
+
+    Raises InputError for one that there is not, or not for runs of this plan.
+    """
+    from pipestill.evaluation.matching import match
+
     spaces = against.protocol.extractors
     known = [f"{measure}_{space}" for measure in ("fd", "kid") for space in spaces]
     if by is None:
         return "fd_" + next((space for space in ("inception", "efficientnet_lite0") if space in spaces), spaces[0])
     if by not in known:
         raise InputError(f"--by {by}: there is no such figure{nearest(by, known)}")
+    if by.startswith("kid_"):
+        reason = next((note for note in match(against, plan).notes if note.startswith("no KID")), None)
+        if reason is not None:
+            raise InputError(f"--by {by}: there is {reason}; choose a distance, fd_…")
     return by
 
 
