@@ -239,6 +239,12 @@ def test_the_travelling_random_numbers_and_networks_are_the_projects_own(tmp_pat
             names["RunParams"](model="m", sigmas="models/m", spacing="trailing")
         with pytest.raises(ValueError, match="sampler=ddim: one of native"):
             names["RunParams"](model="m", sigmas="models/m", sampler="ddim", steps=3)
+        for name, value in (("steps", -1), ("guidance", -0.5), ("rho", 0), ("sigma_max", 2e6)):
+            with pytest.raises(ValueError, match=f"{name}={value}: a number [<>]=? .* was expected"):
+                names["RunParams"](**{"model": "m", "sigmas": "models/m", name: value})
+        for kind, given in (("EdmParams", {"p_std": 1, "sigma_max": -1}), ("ChurnParams", {"chrun": 1.0})):
+            with pytest.raises(names["InputError"], match=r"^here: .*(sigma_max=-1|chrun)"):
+                names["check_section"](names[kind], given, "here")
         for kind in (EdmParams, VpParams, FlowParams, RunParams):
             given = {"kind": "vp"} if kind is VpParams else {"kind": "flow"} if kind is FlowParams else {}
             given |= {"model": "m", "sigmas": "models/m"} if kind is RunParams else {}

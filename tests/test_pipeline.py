@@ -95,6 +95,12 @@ def test_classes_go_by_name_and_index(tmp_path: Path) -> None:
         ({"class_labels": []}, "class_labels is empty"),
         ({"class_labels": [1.0]}, "class 1.0: an index or a name"),
         ({"num_images": 0}, "at least 1"),
+        ({"num_inference_steps": -1}, "at least 1"),
+        ({"guidance_scale": -0.5}, "PixelPipeline: guidance=-0.5"),
+        ({"rho": 0.0}, "PixelPipeline: rho=0.0"),
+        ({"sampler": "heun", "sigma_max": -1.0}, "PixelPipeline: sigma_max=-1.0"),
+        ({"sampler": "heun-churn", "churn": {"chrun": 1.0}}, "churn: chrun is not known; did you mean 'churn'?"),
+        ({"sampler": "hein"}, "PixelPipeline: sampler=hein"),
     ],
 )
 def test_what_it_cannot_do_is_said(tmp_path: Path, arguments: dict[str, object], says: str) -> None:

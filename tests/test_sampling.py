@@ -26,10 +26,11 @@ from pipestill.errors import InputError, Stopped, SurroundingsError
 from pipestill.networks.model import NativeSchedule, load_model, read_card
 from pipestill.sampling import plan, store
 from pipestill.sampling.items import sample_items, to_uint8
+from pipestill.sampling.pictures import grid
 from pipestill.sampling.plan import Block
 from pipestill.sampling.recipe import settle
 from pipestill.sampling.runner import read_blocks, run_blocks
-from pipestill.sampling.store import open_samples, write_samples
+from pipestill.sampling.store import open_samples, write_features, write_samples
 from pipestill.sampling.writer import BlockWriter, block_file
 from pipestill.stages.sample import sample
 from pipestill.work import read_record
@@ -488,6 +489,23 @@ def test_images_are_read_as_they_were_written_whatever_the_shards(
         samples.images(5, 12)
 
 
+@pytest.mark.parametrize(("plan", "columns"), [("balanced", 3), ("data", 10), ("drawn", 10), ("listed", 10)])
+def test_the_overview_has_a_column_for_each_class_where_items_take_them_in_turn(
+    tmp_path: Path, plan: str, columns: int
+) -> None:
+    labels, images = np.arange(20) % 3, np.zeros((20, 8, 8, 1), np.uint8)
+    about = {"seeds": [0], "images_per_seed": 20, "plan": plan}
+    for name in ("images", "features"):
+        (tmp_path / name).mkdir()
+    write_samples(tmp_path / "images", [images], labels=labels, shape=(8, 8, 1), index=about)
+    rows = np.zeros((20, 2), np.float32)
+    given = {"labels": labels, "shape": (8, 8, 1), "index": about}
+    write_features(tmp_path / "features", [rows], {"classifier": 2}, range(20), images, **given)
+    for name in ("images", "features"):
+        shown = Image.open(tmp_path / name / "grid.png")
+        assert shown.size == grid(images, columns=columns).shape[1::-1], name
+
+
 def test_a_sampled_artefact_says_how_it_was_made(tmp_path: Path, teacher: Path) -> None:
     run = run_params(seeds=(4, 2), guidance=1.5)
     artifact = sample(run, name="run", model=teacher, output=tmp_path / "out", operation=CPU)
@@ -567,7 +585,9 @@ def test_classes_as_in_the_data(tmp_path: Path, digits: Path) -> None:
     with pytest.raises(InputError, match="give --dataset"):
         sample(run, name="a", model=model, output=tmp_path / "b", operation=CPU)
     other = make_model(tmp_path / "three").path
-    with pytest.raises(InputError, match="has the classes"):
+    with pytest.raises(
+        InputError, match=r"model teacher has 3 classes, .* has 10: give the dataset that the model was"
+    ):
         sample(run, name="a", model=other, dataset=digits, output=tmp_path / "b", operation=CPU)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipestill.classes import by_name
-from pipestill.config import ChurnParams, RunParams, denoiser_params
+from pipestill.config import ChurnParams, RunParams, check_section, denoiser_params
 from pipestill.errors import InputError
 from pipestill.modes import follow_umask
 from pipestill.networks.model import ModelCard, card_of, load_unet, wrap
@@ -101,10 +101,11 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         `guidance_scale` w means uncond + w·(cond - uncond), 1 none. `output_type`: `pil`; `np` float32 [N, H, W, C] and
         `pt` [N, C, H, W] in [0, 1]; `uint8` as stored by `pipestill sample`, [N, H, W, C].
 
-        Raises InputError: an unknown class, steps other than a student's own, guidance without an unconditional branch.
+        Raises InputError: an unknown class, steps other than a student's own, guidance without an unconditional branch,
+        a value that a run could not have either.
         """
         card = self.card
-        if micro_batch < 1 or (num_images is not None and num_images < 1) or num_inference_steps == 0:
+        if any(count is not None and count < 1 for count in (micro_batch, num_images, num_inference_steps)):
             raise InputError("micro_batch, num_images and num_inference_steps are at least 1")
         labels = self._labels(class_labels, num_images, card)
         chosen = sampler or ("native" if card.native is not None else "heun")
@@ -114,20 +115,21 @@ class PixelPipeline(DiffusionPipeline):  # type: ignore[misc]
         if math.isinf(denoiser.sigma_max) and chosen != "native" and sigma_max is None:
             own = "trailing"
         unlabelled = not card.classes or bool((labels == UNCONDITIONAL).all())
-        run = RunParams(
-            model="model",
-            sigmas="models/model",
-            sampler=chosen,
-            steps=steps,
-            spacing=spacing or own,
-            sigma_max=sigma_max,
-            sigma_min=sigma_min,
-            rho=rho,
-            churn=None if churn is None else ChurnParams(**churn),
-            clip=clip,
-            guidance=guidance_scale,
-            plan="none" if unlabelled else "balanced",
-        )
+        settings = {
+            "model": "model",
+            "sigmas": "models/model",
+            "sampler": chosen,
+            "steps": steps,
+            "spacing": spacing or own,
+            "sigma_max": sigma_max,
+            "sigma_min": sigma_min,
+            "rho": rho,
+            "churn": None if churn is None else check_section(ChurnParams, churn, "churn"),
+            "clip": clip,
+            "guidance": guidance_scale,
+            "plan": "none" if unlabelled else "balanced",
+        }
+        run = check_section(RunParams, settings, "PixelPipeline")
         recipe = settle(run, card)
         seed = generator.initial_seed() if isinstance(generator, torch.Generator) else generator
         made = []

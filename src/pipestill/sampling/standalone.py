@@ -10,7 +10,10 @@ import ast
 import inspect
 import textwrap
 from functools import cache
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from pipestill import __version__
 from pipestill.bundle import Substitute, bundle
@@ -43,6 +46,15 @@ def denoiser_params(body: Mapping[str, Any]) -> AnyDenoiserParams:
     section: AnyDenoiserParams = kinds[body.get("kind", "edm")](**body)
     return section
 '''
+CHECK_SECTION = '''\
+def check_section(section: type[Any], body: Mapping[str, Any], where: str) -> Any:
+    """The section from plain values. Raises InputError for a value that it cannot have."""
+    try:
+        return section(**body)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {error}") from None
+'''
+COMPARISONS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}  # as the marks of a field's range call them
 
 
 @cache
@@ -50,6 +62,7 @@ def pipeline_source() -> str:
     """The text of `pipeline.py`."""
     substitutes = {place: Substitute(_dataclass(kind)) for place, kind in PARAMETERS.items()}
     substitutes["pipestill.config.denoisers", "denoiser_params"] = Substitute(DENOISER_PARAMS)
+    substitutes["pipestill.config.reading", "check_section"] = Substitute(CHECK_SECTION)
     return bundle(
         [("pipestill.sampling.pipeline", "PixelPipeline")],
         head=HEAD.format(says="A Diffusers pipeline for class-conditional images in few steps.", version=__version__),
@@ -76,18 +89,22 @@ def _dataclass(kind: type[Section]) -> str:
     lines = ["@dataclass(frozen=True, kw_only=True)", f"class {kind.__name__}:"]
     if kind.__doc__:
         lines.append(f'    """{kind.__doc__}"""\n')
-    choices = {}
+    choices, limits = {}, []
     for name, about in kind.model_fields.items():
         default = "" if about.is_required() else f" = {about.get_default(call_default_factory=True)!r}"
         lines.append(f"    {name}: Any{default}")
         found = _choices(about.annotation)
         if found:
             choices[name] = found
+        limits += [(name, limit) for limit in _limits(about)]
     checks = [f"        self.{name}()" for name in kind.__pydantic_decorators__.model_validators]
-    lines += ["\n    def __post_init__(self) -> None:"] if checks or choices else []
+    lines += ["\n    def __post_init__(self) -> None:"] if checks or choices or limits else []
     for name, found in choices.items():
         lines += [f"        if self.{name} not in {found!r}:"]
         lines += [f'            raise ValueError(f"{name}={{self.{name}}}: one of {", ".join(map(str, found))}")']
+    for name, limit in limits:
+        lines += [f"        if self.{name} is not None and not self.{name} {limit}:"]
+        lines += [f'            raise ValueError(f"{name}={{self.{name}}}: a number {limit} was expected")']
     return "\n".join([*lines, *checks, *_methods(kind)]) + "\n"
 
 
@@ -96,6 +113,15 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
     if get_origin(annotation) is Literal:
         return get_args(annotation)
     return ()
+
+
+def _limits(field: FieldInfo) -> list[str]:
+    """What a field's number is compared with: `>= 1`."""
+    parts = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else ()
+    within = [about for part in parts for about in getattr(part, "__metadata__", ())]
+    marks = [mark for about in (field, *within) for mark in getattr(about, "metadata", ())]
+    found = [(sign, getattr(mark, name, None)) for mark in marks for name, sign in COMPARISONS.items()]
+    return [f"{sign} {value!r}" for sign, value in found if value is not None]
 
 
 def _methods(kind: type[Section]) -> list[str]:

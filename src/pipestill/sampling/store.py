@@ -134,7 +134,7 @@ def write_samples(
         name = f"images-{len(shards):05d}.npy"
         np.save(folder / name, shard)
         if not shards:
-            save_png(_overview(shard, len(np.unique(labels))), folder / "grid.png")
+            save_png(_overview(shard, len(np.unique(labels)) if _balanced(index) else 0), folder / "grid.png")
         shards.append({"file": name, "first": written, "count": wanted})
         written += wanted
     _write_index(folder, labels, {**index, "shards": shards, "shape": list(shape)})
@@ -175,7 +175,7 @@ def write_features(
             for number, table in enumerate(tables):
                 table.write(rows[:, bounds[number] : bounds[number + 1]].astype("<f4").tobytes())
     np.save(folder / KEPT, images)
-    few = len(np.unique(labels))
+    few = len(np.unique(labels)) if _balanced(index) else 0
     save_png(_overview(images, few if few <= GRID_ROWS else 0), folder / "grid.png")
     body = {**index, "shards": [], "shape": list(shape), "features": dict(spaces), "kept": list(kept)}
     _write_index(folder, labels, body)
@@ -188,7 +188,12 @@ def _write_index(folder: Path, labels: NDArray[np.int64], body: Mapping[str, Any
     )
 
 
+def _balanced(index: Mapping[str, Any]) -> bool:
+    """Whether the items show the classes in turn."""
+    return bool(index.get("plan") == "balanced")
+
+
 def _overview(images: NDArray[np.uint8], classes: int) -> NDArray[np.uint8]:
-    """The first images as a grid; with balanced classes a column each, where there are few."""
+    """The first images as a grid; with balanced `classes` (0 for other ones) a column each, where there are few."""
     columns = classes if 1 < classes <= MOST_CLASS_COLUMNS else GRID_COLUMNS
     return grid(images[: GRID_ROWS * columns], columns=columns)

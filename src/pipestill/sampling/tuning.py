@@ -83,10 +83,9 @@ def measure_all(
 ) -> dict[Candidate, float]:
     """The Fréchet distance of each candidate's `params.images` samples to `target`, in the space of `features`.
 
-    `labels` [params.images] are the classes of the samples.
+    `labels` [params.images] are the classes of the samples. Candidates already in `state` are not measured again.
 
-    Measured ones are read from `state`. Raises Stopped on request and SurroundingsError for samples that are not
-    finite.
+    Raises Stopped on request and SurroundingsError for samples that are not finite.
     """
     distances = {}
     shared: dict[tuple[float, int], Tensor] = {}

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipestill.sampling.runner import Progress
     from pipestill.work import Work
 
-VERSION = 3
+VERSION = 4
 EXAMPLES = """\
   pipestill sample --name student-4 --model artifacts/models/student-4 --output artifacts/samples/student-4
   pipestill sample --name teacher-2m-10 --model artifacts/models/teacher --sigmas artifacts/tuned/teacher \\
@@ -281,6 +281,7 @@ def labels_of(run: RunParams, card: ModelCard, dataset: Path | None) -> NDArray[
 
     from pipestill import mixes
     from pipestill.classes import numbers
+    from pipestill.fitting import require_classes
     from pipestill.sampling import plan
 
     if run.plan == "balanced":
@@ -296,8 +297,9 @@ def labels_of(run: RunParams, card: ModelCard, dataset: Path | None) -> NDArray[
     from pipestill.data.store import open_dataset
 
     data = open_dataset(dataset)
-    if tuple(data.classes) != tuple(card.classes):
-        raise InputError(f"{dataset} has the classes {list(data.classes)}, model {run.model} has {list(card.classes)}")
+    require_classes(
+        f"model {run.model}", card.classes, dataset, data.classes, "give the dataset that the model was trained on"
+    )
     if not data.classes:
         raise InputError(f"plan=data takes shares of classes from {dataset}, which has no labels: use plan=none")
     return mixes.sequence(data.train_counts, run.images)

@@ -12,15 +12,12 @@ from typing import TYPE_CHECKING
 
 from pipestill import artifacts
 from pipestill.config import OperationParams, TuneParams
-from pipestill.errors import InputError
 from pipestill.progress import say
 from pipestill.stages.common import add_common, add_deadline, entry, load_params
-from pipestill.work import open_work
+from pipestill.work import open_work, writing
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
-    from pipestill.evaluation.reference import Reference
-    from pipestill.networks.model import ModelCard
 
 VERSION = 2
 EXAMPLES = """\
@@ -83,7 +80,7 @@ def tune(
         against = open_reference(reference)
         loaded = load_model(model)
         wanted = candidates(params, loaded.denoiser.sigma_min, loaded.denoiser.sigma_max)
-        _check_fit(loaded.card, against, model, reference)
+        against.check_card(loaded.card.channels, loaded.card.resolution, loaded.card.classes)
         target, mix = against.in_mix("validation", params.extractor, params.plan)
         say(f"{name}: {len(wanted)} candidates of {params.images} images, by {params.extractor}")
         distances = measure_all(
@@ -99,16 +96,9 @@ def tune(
         )
         chosen = choose(distances, params.rho)
         staging = work.staging()
-        (staging / "tuned.json").write_text(json.dumps(chosen, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        (staging / "tuned.csv").write_text(as_csv(distances), encoding="utf-8")
+        with writing(staging):
+            (staging / "tuned.json").write_text(json.dumps(chosen, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            (staging / "tuned.csv").write_text(as_csv(distances), encoding="utf-8")
         artifact = work.publish(staging, {key: found["distance"] for key, found in chosen.items()})
         work.record(finished=True, candidates=len(wanted))
         return artifact
-
-
-def _check_fit(card: ModelCard, reference: Reference, model: Path, where: Path) -> None:
-    """Raises InputError where the model makes other images than the reference holds."""
-    for what in ("resolution", "channels", "classes"):
-        own, theirs = getattr(card, what), getattr(reference, what)
-        if own != theirs:
-            raise InputError(f"{model} has {what} {own}, {where} has {theirs}: give a reference of the model's data")
