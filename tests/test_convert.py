@@ -16,6 +16,9 @@ from commands import payload, write_params
 from edm_files import TINY, denoised, random_tensors, write_edm_pickle
 from pipestill import cli, counter
 from pipestill.diffusion.schedules import karras
+from pipestill.errors import InputError, nearest
+from pipestill.networks import checkpoints
+from pipestill.networks.edm_pickle import Network
 from pipestill.networks.model import load_model, read_card
 from pipestill.sampling.store import open_samples
 from workflow_project import Project, make_project
@@ -242,6 +245,25 @@ def test_snakemake_goes_from_the_pickle_to_the_table(project: Project) -> None:
     ):
         assert f" in {place}, " in chain
     assert "edm.pkl: file " in chain
+
+
+def test_names_in_a_hostile_file_are_a_part_of_one_line() -> None:
+    hostile = "Evil\n\x1b[31m" + "x" * 500
+    strange = Network(hostile, {hostile: 1}, False, {}, {})
+    for check in (
+        lambda: checkpoints._require_class(strange, "EDMPrecond", "file"),
+        lambda: checkpoints._require_known(strange, set(), "file"),
+    ):
+        with pytest.raises(InputError) as caught:
+            check()
+        assert str(caught.value).isprintable()
+        assert r"Evil\n\x1b[31mxxx" in str(caught.value)
+        assert len(str(caught.value)) < 250
+
+
+def test_a_message_names_some_of_many() -> None:
+    names = [f"class {number}" for number in range(1000)]
+    assert nearest("q", names).endswith("class 38, class 39 and 960 more)")
 
 
 @pytest.mark.parametrize("experiment", ["1step", "10step", "10step_finetune"])

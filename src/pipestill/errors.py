@@ -9,6 +9,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+SHOWN = 40  # names in a message
+
 
 class PipestillError(Exception):
     """An error whose message alone tells the reader what happened, where, and what to do."""
@@ -62,4 +64,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     names = [str(other) for other in known]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f" (there are: {', '.join(names) or 'none'})"
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f" (there are: {', '.join(names[:SHOWN]) or 'none'}{more})"

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from pipestill.errors import InputError, nearest
+from pipestill.mixes import listed
 from pipestill.networks import adm, architectures
 from pipestill.networks.adm import Adm
 from pipestill.networks.edm_pickle import Network, read_networks
+from pipestill.userfiles import escaped, unreadable
 
 # what the constructors of EDM's classes may have been given beside the layout; anything else is refused
 OUTER = {
@@ -66,7 +68,7 @@ def _is_torch_file(path: Path) -> bool:
 def _from_pickle(path: Path, network: str) -> Found:
     networks = read_networks(path)
     if network not in networks:
-        raise InputError(f"{path} has no network '{network}'{nearest(network, networks)}")
+        raise InputError(f"{path} has no network '{network}'{nearest(network, map(_line, networks))}")
     outer, where = networks[network], f"{path}, network {network}"
     _require_class(outer, "EDMPrecond", where)
     inner = outer.children.get("model")
@@ -89,6 +91,11 @@ def _from_pickle(path: Path, network: str) -> Found:
     )
 
 
+def _line(name: str) -> str:
+    """A name from a file as a part of one line."""
+    return escaped(name)[:80]
+
+
 def _plain(key: str, value: Any, layout: Adm) -> Any:
     """A constructor's argument as `adm.describe` would say it: of all resolutions with attention, those that exist."""
     if key == "attn_resolutions" and isinstance(value, (list, tuple)):
@@ -98,7 +105,8 @@ def _plain(key: str, value: Any, layout: Adm) -> Any:
 
 def _require_class(network: Network, name: str, where: str) -> None:
     if network.class_name != name:
-        raise InputError(f"{where} is {architectures.of_class(network.class_name)}: {architectures.SUPPORTED}")
+        found = architectures.of_class(_line(network.class_name))
+        raise InputError(f"{where} is {found}: {architectures.SUPPORTED}")
     if network.positional:
         raise InputError(f"{where}: {name} was constructed with positional arguments; only keywords can be checked")
 
@@ -106,7 +114,7 @@ def _require_class(network: Network, name: str, where: str) -> None:
 def _require_known(network: Network, known: set[str], where: str) -> None:
     strange = sorted(set(network.arguments) - known)
     if strange:
-        given = f"{strange[0][:40]}={reprlib.repr(network.arguments[strange[0]])}"
+        given = f"{_line(strange[0])}={reprlib.repr(network.arguments[strange[0]])}"
         raise InputError(f"{where} was made with {given}, which is not understood")
 
 
@@ -123,12 +131,12 @@ def _from_tensors(path: Path, network: str) -> Found:
     anchors = [key for key in tensors if key.endswith(ANCHOR)]
     prefixes = {_name(key): key.removesuffix(ANCHOR) for key in anchors}
     if len(prefixes) < len(anchors):
-        raise InputError(f"{path} has two networks of one name ({', '.join(anchors)}): keep one")
+        raise InputError(f"{path} has two networks of one name ({listed(list(map(_line, anchors)))}): keep one")
     if not prefixes:
         _require_known_names(tensors, str(path))
         raise InputError(f"{path} holds no ADM network (no tensor is called …{ANCHOR})")
     if network not in prefixes:
-        raise InputError(f"{path} has no network '{network}' (there are: {', '.join(prefixes)})")
+        raise InputError(f"{path} has no network '{network}' (there are: {listed(list(map(_line, prefixes)))})")
     start = prefixes[network]
     own = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
     _require_known_names(own, f"{path}, network {network}")
@@ -157,7 +165,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         try:
             loaded: dict[str, Tensor] = load_file(path)
             return loaded
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except SafetensorError as error:
             raise InputError(f"{path} cannot be read as safetensors ({error})") from None
     try:
         with zipfile.ZipFile(path) as archive:
@@ -166,6 +176,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         body: Any = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
+    except OSError as error:
+        raise unreadable(path, error) from error
     except Exception as error:  # whatever a damaged or hostile file makes torch raise
         text = " ".join(str(error).split())  # torch's advice is to trust the file; what it met is what matters
         met = re.search(r"WeightsUnpickler error: (.*?)(?= was not | Please |$)", text)
@@ -182,6 +194,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _require_plain(key: str, tensor: Tensor, path: Path) -> None:
     """Raises InputError for a tensor that is not numbers in memory, as many as it shows."""
     if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        raise InputError(f"{path}: {key[:80]} is no plain tensor")
+        raise InputError(f"{path}: {_line(key)} is no plain tensor")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise InputError(f"{path}: {key[:80]} shows more numbers than it has")
+        raise InputError(f"{path}: {_line(key)} shows more numbers than it has")

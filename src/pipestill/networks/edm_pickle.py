@@ -15,6 +15,7 @@ from torch import Tensor
 from pipestill.errors import InputError
 from pipestill.networks import inert_pickle
 from pipestill.networks.inert_pickle import Held, Module, Refused, kind
+from pipestill.userfiles import unreadable
 
 DEEPEST = 64  # modules within modules
 
@@ -45,7 +46,7 @@ def read_networks(path: Path) -> dict[str, Network]:
             raise Refused(f"holds no network (its keys are: {', '.join(map(str, body)) or 'none'})")
         return found
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
     except Refused as refused:
         raise InputError(f"{path} {_line(str(refused))}; nothing in it was run") from None
     except RecursionError:
