@@ -21,6 +21,7 @@ from pipestill.outputs import ArtifactKind, Kind, Written
 from pipestill.progress import say
 from pipestill.stages.common import add_common, add_launch, entry, load_params, spread_of, work_over_ranks
 from pipestill.stages.watch import watch
+from pipestill.work import writing
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
@@ -195,11 +196,10 @@ def _measure(
     clock.mark("metrics_seconds")
 
     staging = work.staging()
-    (staging / METRICS).write_text(_json(body), encoding="utf-8")
-    (staging / SEEDS).write_text(
-        _json({seed: {key: rounded(value) for key, value in found.items()} for seed, found in by_seed.items()}),
-        encoding="utf-8",
-    )
+    seeds = {seed: {key: rounded(value) for key, value in found.items()} for seed, found in by_seed.items()}
+    with writing(staging):
+        (staging / METRICS).write_text(_json(body), encoding="utf-8")
+        (staging / SEEDS).write_text(_json(seeds), encoding="utf-8")
     summary = {key: value for key, value in body.items() if key.startswith(("fd_", "class_accuracy", "diversity"))}
     artifact = work.publish(staging, summary)
     work.record(finished=True, images=samples.count, ranks=world.size, **clock.seconds)

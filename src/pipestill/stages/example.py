@@ -11,7 +11,7 @@ from pipestill.artifacts import Artifact
 from pipestill.config import ExampleParams
 from pipestill.progress import say
 from pipestill.stages import common
-from pipestill.work import open_work
+from pipestill.work import open_work, writing
 
 VERSION = 1
 EXAMPLES = """
@@ -50,8 +50,9 @@ def write_example(example: ExampleParams, output: Path) -> Artifact:
         staging, count = work.staging(), 0
         for name, pixels in example_images(example):
             file = staging / "images" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(file)
+            with writing(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(file)
             count += 1
         artifact = work.publish(staging, {"images": count})
         work.record(finished=True, images=count)

@@ -16,7 +16,7 @@ from pipestill.errors import InputError
 from pipestill.outputs import ArtifactKind, Written
 from pipestill.progress import say, warn
 from pipestill.stages.common import add_common, load_params
-from pipestill.work import open_work, read_record, runs_root, write_atomic
+from pipestill.work import open_work, read_record, runs_root, write_atomic, writing
 
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
@@ -109,9 +109,10 @@ def report(params: Params, *, places: Places, output: Path, partial: bool = Fals
             files |= {"report.json": (digests.canonical_json(body) + "\n").encode()}
             files |= {PAGE: page.render(body, files).encode()}
             staging = work.staging()
-            for name, content in files.items():
-                (staging / name).parent.mkdir(parents=True, exist_ok=True)
-                (staging / name).write_bytes(content)
+            with writing(staging):
+                for name, content in files.items():
+                    (staging / name).parent.mkdir(parents=True, exist_ok=True)
+                    (staging / name).write_bytes(content)
             artifact = work.publish(staging, {"runs": len(body["runs"]), "verdict": body["verdict"]})
             work.record(finished=True)
         else:
