@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 
@@ -70,13 +71,17 @@ def gone(name: str) -> bool:
 
 
 def test_without_a_terminal_it_only_lists(project: Project) -> None:
-    before = files(project.root)
     (project.root / "artifacts/models/mine").mkdir()  # not made by pipestill
     (project.root / "data/mine").mkdir()
+    (project.root / "metrics/mine.json").write_text('{"accuracy": 0.9}\n')
+    (project.root / "metrics/empty.json").touch()
+    before = files(project.root)
     said = project.here("clean")
     assert {line.strip().split("  ")[-2] for line in said.splitlines()[:-1]} == GONE
     assert f"{len(GONE)} items, " in said.splitlines()[-1]
-    assert said.splitlines()[-1].endswith("nothing was changed; add --yes to delete them, or --archive DIR")
+    assert said.splitlines()[-1].endswith(
+        "nothing was changed; add --yes to delete them, or --archive DIR --yes to move them"
+    )
     assert "unfinished work of artifacts/models/student-4" in said
     assert files(project.root) == before
 
@@ -100,7 +105,9 @@ def test_only_what_is_named_is_deleted(project: Project) -> None:
     project.here("clean", "--yes", "artifacts/models/student-4", "runs")
     kept = {name for name in before if not gone(name) or name.startswith(("artifacts/s", "artifacts/e", "metrics/"))}
     assert files(project.root).keys() == kept
-    assert "artifacts/models/teacher is not" in project.here("clean", "--yes", "artifacts/models/teacher", code=2)
+    assert "nothing to clean at or below artifacts/models/teacher" in project.here(
+        "clean", "--yes", "artifacts/models/teacher", code=2
+    )
 
 
 @pytest.mark.parametrize(("answer", "deleted"), [("y", True), ("", False), ("no", False)])
@@ -119,7 +126,48 @@ def test_what_is_being_written_is_left_alone(project: Project) -> None:
     leave(project, "distill", "cccc456789abcdef", "artifacts/models/student-4", "running")
     names = {item.name for item in leftovers.find(pipeline.load(project.root), project.root / "runs")}
     writing = {"artifacts/models/student-4", "runs/distill/0123456789abcdef", "runs/previews/student-4-01234567"}
-    assert names == GONE - writing
+    logs = {name for name in GONE if name.startswith("runs/logs/distill/")}
+    assert len(logs) == 2
+    assert names == GONE - writing - logs
+
+
+def test_what_starts_while_it_asks_is_left_alone(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = SimpleNamespace(isatty=lambda: True)
+
+    def answer(text: str) -> str:
+        leave(project, "distill", "cccc456789abcdef", "artifacts/models/student-4", "running")
+        return "y"
+
+    monkeypatch.setattr(clean, "sys", SimpleNamespace(stdin=terminal, stdout=terminal))
+    monkeypatch.setattr("builtins.input", answer)
+    said = project.here("clean", "artifacts/models", "artifacts/samples")
+    assert "artifacts/models/student-4 is in use now, and is left alone" in said
+    assert "deleted 1 item, " in said
+    assert (project.root / "artifacts/models/student-4/manifest.json").exists()
+    assert not (project.root / "artifacts/samples/student-4").exists()
+
+
+def test_ctrl_d_is_a_no(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = SimpleNamespace(isatty=lambda: True)
+
+    def no_more(text: str) -> NoReturn:
+        raise EOFError
+
+    monkeypatch.setattr(clean, "sys", SimpleNamespace(stdin=terminal, stdout=terminal))
+    monkeypatch.setattr("builtins.input", no_more)
+    before = files(project.root)
+    assert project.here("clean").endswith("\nnothing was changed\n")
+    assert files(project.root) == before
+
+
+def test_of_a_mark_with_several_lines_the_first_is_shown(project: Project) -> None:
+    (project.root / "artifacts/models/student-4/.pipestill").write_text("model\ndigest  a file\n")
+    (item,) = [
+        item
+        for item in leftovers.find(pipeline.load(project.root), project.root / "runs")
+        if item.name == "artifacts/models/student-4"
+    ]
+    assert item.what == "model"
 
 
 def test_sizes_are_readable() -> None:

@@ -49,8 +49,8 @@ class InputEntry:
 class Manifest:
     """The deterministic description of an artefact; equal work gives equal bytes.
 
-    `views` are files rendered from the payload together with timings (the report's page): present in the folder, but
-    outside the payload digest, so that no date or duration makes equal work look different.
+    `views` are files that show the payload (the page on a dataset): present in the folder, but outside the payload
+    digest. They hold no times either: equal work gives equal views.
     """
 
     kind: str
@@ -220,6 +220,14 @@ def describe_files(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, F
     return files
 
 
+def marked_kind(folder: Path) -> str | None:
+    """The kind that a folder's mark names in its first line; None where there is no mark that can be read."""
+    try:
+        return (folder / MARK).read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
+    except OSError:
+        return None
+
+
 def check_place(path: Path, kind: str, inputs: Mapping[str, InputEntry]) -> None:
     """Raises InputError where an artefact published at `path` would replace anything but an older one of its kind.
 
@@ -228,12 +236,9 @@ def check_place(path: Path, kind: str, inputs: Mapping[str, InputEntry]) -> None
     """
     if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
         return
-    try:
-        found = (path / MARK).read_text(encoding="utf-8").partition("\n")[0].strip()
-    except OSError:
-        raise InputError(
-            f"{path} holds what pipestill did not make, and is left alone: name another --output"
-        ) from None
+    found = marked_kind(path)
+    if found is None:
+        raise InputError(f"{path} holds what pipestill did not make, and is left alone: name another --output")
     if found != kind:
         raise InputError(
             f"{path} is a {found} artefact, a {kind} would replace it: name another --output, or remove it"

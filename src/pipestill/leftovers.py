@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pipestill import pipeline, previews, status
-from pipestill.artifacts import MARK
+from pipestill import outputs, pipeline, previews, status
+from pipestill.artifacts import marked_kind
 from pipestill.pipeline import Pipeline
-from pipestill.work import RECORD
+from pipestill.work import RECORD, read_record_at
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,12 @@ class Leftover:
 
 
 def find(stages: Pipeline, runs: Path) -> list[Leftover]:
-    """All leftovers: artefacts, metrics, then work and logs. What a stage is writing is not among them."""
+    """All leftovers: artefacts, metrics, then work and logs. What a running stage writes is not among them."""
     patterns = {name: pipeline.output_pattern(stages.root, name) for name in pipeline.defined(stages.root)}
     works = list(_works(runs))
     busy = {str(word["output"]) for _, word in works if word.get("state") == "running"}
     found = [*_artifacts(stages, patterns, busy), *_metrics(stages)]
-    found += [*_unused_works(stages, patterns, works, runs, busy), *_logs(stages, patterns, runs)]
+    found += [*_unused_works(stages, patterns, works, runs, busy), *_logs(stages, patterns, runs, works)]
     return found
 
 
@@ -45,24 +44,25 @@ def _artifacts(stages: Pipeline, patterns: dict[str, str], busy: set[str]) -> It
     for pattern in dict.fromkeys(pattern for pattern in patterns.values() if "{name}" in pattern):
         for folder in sorted(stages.root.glob(pattern.replace("{name}", "*"))):
             name = folder.relative_to(stages.root).as_posix()
-            ours = not folder.is_symlink() and not folder.name.startswith(".") and (folder / MARK).is_file()
-            if ours and name not in known and os.path.abspath(folder) not in busy:
-                yield Leftover(folder, name, (folder / MARK).read_text(encoding="utf-8").strip())
+            kind = None if folder.is_symlink() or folder.name.startswith(".") else marked_kind(folder)
+            if kind is not None and name not in known and os.path.abspath(folder) not in busy:
+                yield Leftover(folder, name, kind)
 
 
 def _metrics(stages: Pipeline) -> Iterator[Leftover]:
+    """Metrics files that pipestill wrote; others may lie beside them."""
     known = {path for stage in stages.stages for path in stage.metrics}
     for folder in sorted({PurePosixPath(path).parent.as_posix() for path in known}):
         for file in sorted((stages.root / folder).glob("*.json")):
             name = file.relative_to(stages.root).as_posix()
-            if name not in known:
+            if name not in known and (outputs.METRICS.recognises(file) or outputs.FLOOR.recognises(file)):
                 yield Leftover(file, name, "metrics")
 
 
 def _works(runs: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Every folder of work, with what it last said of itself."""
     for folder in sorted({path.parent for name in (status.FILE, RECORD) for path in runs.glob(f"*/*/{name}")}):
-        word = status.read(folder / status.FILE) or _read(folder / RECORD)
+        word = status.read(folder / status.FILE) or read_record_at(folder)
         if "output" in word:
             yield folder, word
 
@@ -85,19 +85,16 @@ def _unused_works(
                 yield Leftover(pictures, f"runs/{pictures.relative_to(runs).as_posix()}", f"previews of {model}")
 
 
-def _logs(stages: Pipeline, patterns: dict[str, str], runs: Path) -> Iterator[Leftover]:
-    """What attempt.sh and Snakemake keep by entry."""
+def _logs(
+    stages: Pipeline, patterns: dict[str, str], runs: Path, works: list[tuple[Path, dict[str, Any]]]
+) -> Iterator[Leftover]:
+    """What attempt.sh and Snakemake keep by entry, but not where a stage runs: attempt.sh needs its folder."""
     known = {(stage.name, stage.entry or "all") for stage in stages.stages}
+    for folder, word in works:
+        if word.get("state") == "running":
+            known |= {(folder.parent.name, entry) for entry in (Path(word["output"]).name, "all")}
     for kind, ending in (("logs", ".log"), ("benchmarks", ".tsv")):
         for place in sorted((runs / kind).glob("*/*")):
             entry = place.name if place.is_dir() else place.name.removesuffix(ending)
             if place.parent.name in patterns and (place.parent.name, entry) not in known:
                 yield Leftover(place, f"runs/{place.relative_to(runs).as_posix()}", kind)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return body

@@ -23,7 +23,7 @@ from pipestill.artifacts import MARK
 from pipestill.errors import InputError
 from pipestill.modes import follow_umask
 from pipestill.project import PATHS
-from pipestill.work import locked, writing
+from pipestill.work import locked, whole, writing
 
 ELSEWHERE = "choose another path, or move it"
 MADE_BY = "pipestill"  # the sign in formats that have room for one
@@ -59,12 +59,15 @@ class FileKind:
             return
         if not path.is_file():
             raise InputError(f"{path} is not a regular file: {ELSEWHERE}")
-        try:
-            ours = path.stat().st_size == 0 or self.ours(path)
-        except Exception:  # whatever a file of another format makes its reader raise
-            ours = False
-        if not ours:
+        if path.stat().st_size and not self.recognises(path):
             raise InputError(f"{path} is not {self.title} that pipestill wrote, so it is not replaced: {ELSEWHERE}")
+
+    def recognises(self, path: Path) -> bool:
+        """Whether `path` holds a file of this kind; an empty one is of none."""
+        try:
+            return path.is_file() and self.ours(path)
+        except Exception:  # whatever a file of another format makes its reader raise
+            return False
 
 
 @dataclass(frozen=True)
@@ -229,19 +232,10 @@ def new_file(path: Path, kind: FileKind) -> Iterator[Path]:
     Raises InputError if something else is at `path`, SurroundingsError if it cannot be written.
     """
     kind.check(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with writing(path):
-            yield partial
-            follow_umask(partial)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
+    with whole(path) as partial:
+        yield partial
+        follow_umask(partial)
         kind.check(path)
-        with writing(path):
-            os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_file(path: Path, kind: FileKind, text: str) -> None:

@@ -142,9 +142,13 @@ def _remove_abandoned(folder: Path) -> None:
 
 def read_record(stage: str, key: str) -> dict[str, Any]:
     """The run's record, or an empty one where the work was done elsewhere."""
-    path = run_folder(stage, key) / RECORD
+    return read_record_at(run_folder(stage, key))
+
+
+def read_record_at(folder: Path) -> dict[str, Any]:
+    """The record in a work folder; an empty one where there is none."""
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return record
@@ -296,8 +300,8 @@ def writing(place: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomically(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that appears at `path` whole or not at all: written beside it, fsynced, renamed.
+def whole(path: Path) -> Iterator[Path]:
+    """A path to fill, whose file then appears at `path` whole or not at all: written beside it, fsynced, renamed.
 
     Raises SurroundingsError where it cannot be written.
     """
@@ -305,14 +309,19 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with writing(path):
-            with partial.open("wb") as file:
-                yield file
-                file.flush()
+            yield partial
+            with partial.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(partial, path)
-    except BaseException:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
+
+
+@contextmanager
+def atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that appears at `path` as with `whole`. Raises SurroundingsError where it cannot be written."""
+    with whole(path) as partial, partial.open("wb") as file:
+        yield file
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

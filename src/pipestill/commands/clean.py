@@ -10,14 +10,14 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipestill import leftovers, pipeline
 from pipestill.errors import InputError
 from pipestill.leftovers import Leftover
 from pipestill.pipeline import Pipeline
-from pipestill.progress import say
+from pipestill.progress import say, warn
 from pipestill.work import runs_root
 
 EXAMPLES = """\
@@ -40,31 +40,42 @@ def main(options: argparse.Namespace) -> None:
     if not found:
         say("nothing to clean: params.yaml refers to everything that is here")
         return
-    targets = _targets(found, options.archive, stages) if options.archive is not None else None
-    sizes = [item.size() for item in found]
-    for item, size in zip(found, sizes, strict=True):
+    targets = _targets(found, options.archive, stages) if options.archive is not None else {}
+    sizes = {item: item.size() for item in found}
+    for item, size in sizes.items():
         shown = item.path.relative_to(stages.root) if item.path.is_relative_to(stages.root) else item.path
         print(f"{readable(size):>8}  {shown}  ({item.what})")
-    total = f"{len(found)} {'item' if len(found) == 1 else 'items'}, {readable(sum(sizes))}"
-    if not options.yes and not _agreed(total, options.archive):
+    if not options.yes and not _agreed(_total(sizes), options.archive):
         return
-    for place, item in enumerate(found):
-        if targets is not None:
-            targets[place].parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(item.path, targets[place])
+    free = {item.path for item in leftovers.find(stages, runs_root())}
+    for item in found:
+        if item.path not in free:  # a stage has started meanwhile
+            warn(f"{item.path} is in use now, and is left alone")
+            del sizes[item]
+        elif item in targets:
+            targets[item].parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(item.path, targets[item])
         elif item.path.is_dir():
             shutil.rmtree(item.path)
         else:
             item.path.unlink()
-    say(f"{'deleted' if targets is None else 'moved'} {total}")
+    say(f"{'moved' if targets else 'deleted'} {_total(sizes)}")
+
+
+def _total(sizes: Mapping[Leftover, int]) -> str:
+    return f"{len(sizes)} {'item' if len(sizes) == 1 else 'items'}, {readable(sum(sizes.values()))}"
 
 
 def _agreed(total: str, archive: Path | None) -> bool:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        more = "delete them" if archive is None else f"move them to {archive}"
-        say(f"{total}: nothing was changed; add --yes to {more}" + (", or --archive DIR" if archive is None else ""))
+        more = "delete them, or --archive DIR --yes to move them" if archive is None else f"move them to {archive}"
+        say(f"{total}: nothing was changed; add --yes to {more}")
         return False
-    answer = input(f"{'Delete' if archive is None else 'Move'} {total}? [y/N] ")
+    try:
+        answer = input(f"{'Delete' if archive is None else 'Move'} {total}? [y/N] ")
+    except EOFError:  # Ctrl-D
+        answer = ""
+        print()
     if answer.strip().lower() in ("y", "yes"):
         return True
     say("nothing was changed")
@@ -78,13 +89,11 @@ def _chosen(found: list[Leftover], paths: Sequence[str]) -> list[Leftover]:
     wanted = [Path(os.path.abspath(path)) for path in paths]
     for path, place in zip(paths, wanted, strict=True):
         if not any(item.path.absolute().is_relative_to(place) for item in found):
-            raise InputError(
-                f"{path} is not, and does not hold, anything to clean: pipestill clean lists what there is"
-            )
+            raise InputError(f"there is nothing to clean at or below {path}: pipestill clean lists what there is")
     return [item for item in found if any(item.path.absolute().is_relative_to(place) for place in wanted)]
 
 
-def _targets(found: list[Leftover], archive: Path, stages: Pipeline) -> list[Path]:
+def _targets(found: list[Leftover], archive: Path, stages: Pipeline) -> dict[Leftover, Path]:
     """Where each item goes. Raises InputError where something is there already, or pipestill would find it again."""
     where = Path(os.path.abspath(archive))
     for item in found:
@@ -92,8 +101,8 @@ def _targets(found: list[Leftover], archive: Path, stages: Pipeline) -> list[Pat
             raise InputError(
                 f"--archive {archive} lies in {item.path.parent}, which is being cleaned: name another folder"
             )
-    targets = [where / item.name for item in found]
-    for target in targets:
+    targets = {item: where / item.name for item in found}
+    for target in targets.values():
         if os.path.lexists(target):
             raise InputError(f"{target} exists already, and an archive replaces nothing: name another folder")
     return targets
