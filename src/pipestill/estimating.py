@@ -28,30 +28,51 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Speeds:
-    """Seconds on this machine; networks by the name of a model."""
+    """Seconds on this machine, by the number of threads where that matters; what is not known is left out."""
 
     start: float  # of a process that imports torch
     decode: float = 0.0  # an image of the source
-    features: float = 0.0  # an image, in all spaces of the reference
     classifier: float = 0.0  # an update
-    metrics: float = 0.0  # a set of metrics from features
-    forward: Mapping[str, float] = field(default_factory=dict)  # an image and evaluation
+    features: Mapping[int, float] = field(default_factory=dict)  # an image, in all spaces of the reference
+    metrics: Mapping[int, float] = field(default_factory=dict)  # a set of metrics from features
+    forward: Mapping[tuple[str, int], float] = field(default_factory=dict)  # of a model: an image and evaluation
     update: Mapping[str, float] = field(default_factory=dict)  # of a teacher or student
 
 
-class Estimate:
-    """Seconds of each stage of a project."""
+def threads_of(params: Params, stage: str, entry: str | None) -> int:
+    """With how many threads a rank of a stage computes."""
+    section = {
+        "reference": params.reference,
+        "train": getattr(params.teachers.get(entry or ""), "training", None),
+        "tune": params.tune.get(entry or ""),
+        "distill": params.distillation.students.get(entry or ""),
+        "sample": params.sampling.runs.get(entry or ""),
+        "evaluate": params.evaluation,
+    }.get(stage)
+    return int(getattr(section, "threads", 1))
 
-    def __init__(self, params: Params, sizes: Sizes, speeds: Speeds) -> None:
-        self.params, self.sizes, self.speeds = params, sizes, speeds
+
+class Estimate:
+    """Seconds of each stage of a project, on a machine with `have` cores. `sizes` is None where nothing is known."""
+
+    def __init__(self, params: Params, sizes: Sizes | None, speeds: Speeds, have: int) -> None:
+        self.params, self.speeds, self.have = params, speeds, have
+        self._sizes = sizes
+
+    @property
+    def sizes(self) -> Sizes:
+        if self._sizes is None:
+            raise KeyError("sizes")
+        return self._sizes
 
     def seconds(self, stage: str, entry: str | None) -> float | None:
         """How long one stage takes; None where that is not known."""
         try:
             own = self._own(stage, entry or "")
         except KeyError:
-            return None  # fetched or converted, or a model whose network is not known yet
-        return self.speeds.start + PUBLISHING + own / self._ranks(stage)
+            return None  # fetched or converted, or images, weights or a model that are not here yet
+        crowded = max(1.0, self.cores(stage, entry) / self.have)  # ranks that share cores
+        return self.speeds.start + PUBLISHING + crowded * own / self._ranks(stage)
 
     def _own(self, stage: str, entry: str) -> float:
         """Seconds of a stage's work on one rank. Raises KeyError if they are not known."""
@@ -79,17 +100,8 @@ class Estimate:
                 raise KeyError(stage)
 
     def cores(self, stage: str, entry: str | None) -> int:
-        """How many cores it keeps busy."""
-        params = self.params
-        section = {
-            "reference": params.reference,
-            "train": getattr(params.teachers.get(entry or ""), "training", None),
-            "tune": params.tune.get(entry or ""),
-            "distill": params.distillation.students.get(entry or ""),
-            "sample": params.sampling.runs.get(entry or ""),
-            "evaluate": params.evaluation,
-        }.get(stage)
-        return int(getattr(section, "threads", 1)) * self._ranks(stage)
+        """How many cores it keeps busy, if there are as many."""
+        return threads_of(self.params, stage, entry) * self._ranks(stage)
 
     def _ranks(self, stage: str) -> int:
         return int(dict(self.params.operation.ranks).get(stage, 1))  # type: ignore[call-overload]
@@ -99,20 +111,21 @@ class Estimate:
         seconds = training.iterations * self.speeds.update[name]
         if training.validate_every:
             checks = training.iterations // training.validate_every
-            seconds += checks * self.sizes.validation * self.speeds.forward[name]
+            seconds += checks * self.sizes.validation * self.speeds.forward[name, training.threads]
         return seconds
 
     def _distill(self, name: str, student: StudentParams) -> float:
         checks = student.iterations // student.validation.every
-        image = student.steps * self.speeds.forward[name] + self.speeds.features
+        threads = student.threads
+        image = student.steps * self.speeds.forward[name, threads] + self.speeds.features[threads]
         return student.iterations * self.speeds.update[name] + checks * student.validation.images * image
 
     def _tune(self, name: str, tune: TuneParams) -> float:
         seconds = 0.0
+        forward, features = self.speeds.forward[name, tune.threads], self.speeds.features[tune.threads]
         for _, solver in product(tune.sigma_max, tune.solvers):
             ranges = 1 if solver.steps == 1 else len(tune.sigma_min)
-            image = evaluations(solver.sampler, solver.steps) * self.speeds.forward[name] + self.speeds.features
-            seconds += ranges * tune.images * image
+            seconds += ranges * tune.images * (evaluations(solver.sampler, solver.steps) * forward + features)
         return seconds
 
     def _sample(self, run: RunParams) -> float:
@@ -122,19 +135,25 @@ class Estimate:
             student = self.params.distillation.students[run.model]
             sampler, steps = student.transition, student.steps
         calls = evaluations(sampler, steps) * (1 if run.guidance == 1 else 2)
-        image = calls * self.speeds.forward[run.model] + (self.speeds.features if run.store == "features" else 0)
+        image = calls * self.speeds.forward[run.model, run.threads]
+        if run.store == "features":
+            image += self.speeds.features[run.threads]
         return run.images * len(run.seeds) * image
 
     def _evaluate(self, run: RunParams) -> float:
-        measured = run.images if run.store == "images" else 0
-        return len(run.seeds) * (measured * self.speeds.features + self.speeds.metrics)
+        threads = self.params.evaluation.threads
+        measured = run.images * self.speeds.features[threads] if run.store == "images" else 0.0
+        return len(run.seeds) * (measured + self.speeds.metrics[threads])
 
     def _reference(self) -> float:
         reference = self.params.reference
-        floors = len(reference.floor.counts) * len(reference.floor.plans) * reference.floor.draws * self.speeds.metrics
-        return (
-            reference.classifier.iterations * self.speeds.classifier + self.sizes.total * self.speeds.features + floors
-        )
+        floors = len(reference.floor.counts) * len(reference.floor.plans) * reference.floor.draws
+        seconds = self.sizes.total * self.speeds.features[reference.threads]
+        if floors:
+            seconds += floors * self.speeds.metrics[reference.threads]
+        if "classifier" in reference.protocol.extractors:
+            seconds += reference.classifier.iterations * self.speeds.classifier
+        return seconds
 
 
 def makespan(seconds: Sequence[float], cores: Sequence[int], needs: Sequence[Sequence[int]], have: int) -> float:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from pipestill import config as parameters_file
-from pipestill import logs, started
+from pipestill import logs, started, tools
 from pipestill.errors import InputError, PipestillError
 
 HIDDEN = re.compile(
@@ -16,6 +16,7 @@ HIDDEN = re.compile(
     r"|Select jobs to execute|Execute \d+ jobs",
     re.DOTALL,
 )
+PATIENCE = 120  # seconds after which a run begins without an estimate
 LONG = {"reference", "train", "tune", "distill", "sample"}  # rules whose time is worth a few seconds of measuring
 RESTART = re.compile(r"Trying to restart job (\d+)")
 
@@ -52,9 +53,13 @@ def say_how_long():
     jobs = [(job.rule.name, job.wildcards.get("name")) for job in workflow.dag.needrun_jobs()]
     wanted = [f"{stage}@{entry}" if entry else stage for stage, entry in jobs if stage != "all"]
     here = workflow.is_main_process and workflow.local_exec and os.environ.get("PIPESTILL_ESTIMATE") != "0"
-    if here and LONG & {stage for stage, _ in jobs}:
+    runs = not workflow.touch and tools.SYNCING not in os.environ  # this is called when files are touched, too
+    if here and runs and LONG & {stage for stage, _ in jobs}:
         command = [sys.executable, "-m", "pipestill", "config", "--estimate", "--stages", *wanted]
-        subprocess.run(command, stdout=sys.stderr, check=False)
+        try:
+            subprocess.run(command, stdout=sys.stderr, check=False, timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            print("how long this will take is not known: measuring took too long", file=sys.stderr)
 
 
 def say_what_changed():

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipestill import config, configure, outputs, project
 from pipestill.config import Params
+from pipestill.errors import InputError
 from pipestill.outputs import Kind, Written
 from pipestill.progress import say, warn
 
@@ -20,13 +21,12 @@ EXAMPLES = """\
   pipestill config --estimate
   pipestill config experiment=digits_long distillation.students.student-4-a.generator_lr=1e-4
 """
+OUTPUT = Path("params.yaml")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="GROUP=CHOICE, or a parameter (see below)")
-    parser.add_argument(
-        "--output", type=Written(_output), default=Path("params.yaml"), metavar="FILE", help="what to write"
-    )
+    parser.add_argument("--output", type=Written(_output), default=OUTPUT, metavar="FILE", help="what to write")
     parser.add_argument("--force", action="store_true", help="overwrite edits that this command did not make")
     other = parser.add_mutually_exclusive_group()
     other.add_argument("--print", action="store_true", help="print instead of writing")
@@ -42,7 +42,23 @@ def _output(options: argparse.Namespace) -> Kind | None:
     return None if only_read else outputs.PARAMETERS
 
 
+def _refuse_what_is_ignored(options: argparse.Namespace) -> None:
+    """Raises InputError for words that would change nothing."""
+    for mode in ("estimate", "schema", "docs"):
+        if getattr(options, mode) and options.overrides:
+            raise InputError(
+                f"--{mode} takes no {options.overrides[0]}"
+                + (": write params.yaml with it first, then estimate" if mode == "estimate" else "")
+            )
+    for mode in ("print", "check", "estimate", "schema", "docs"):
+        if getattr(options, mode) and options.force:
+            raise InputError(f"--{mode} writes nothing: leave --force out")
+        if getattr(options, mode) and mode != "check" and options.output != OUTPUT:
+            raise InputError(f"--{mode} writes and reads no {options.output}: leave --output out")
+
+
 def main(options: argparse.Namespace) -> None:
+    _refuse_what_is_ignored(options)
     shown = project.shown(options.output, options.stood)
     if options.schema:
         print(configure.schema(), end="")
@@ -66,8 +82,7 @@ def main(options: argparse.Namespace) -> None:
             say(f"wrote {shown}: {_summary(params)}")
         else:
             say(f"{shown} says this already: {_summary(params)}")
-        made = any(params.data.path.startswith(f"data/{name}") for name in params.examples)
-        if not made and not Path(params.data.path).exists():
+        if params.example is None and not Path(params.data.path).exists():
             warn(f"data.path={params.data.path} is not there yet")
 
 
@@ -80,7 +95,7 @@ def _estimated(addresses: Sequence[str] | None) -> Iterator[str]:
     if wanted:
         yield from planning.lines(stages, wanted)
     else:
-        say("nothing is to run: all stages are up to date")
+        say("nothing to run: all stages are up to date")
 
 
 def _summary(params: Params) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
+from pathlib import PurePosixPath
 
 from pipestill.config.data import DataParams, ExampleParams, FetchParams
 from pipestill.config.fields import Name, Section
@@ -34,6 +36,12 @@ class Params(Section):
     def models(self) -> tuple[str, ...]:
         """Names of all models: those that are converted, teachers, students."""
         return (*self.converted, *self.teachers, *self.distillation.students)
+
+    @property
+    def example(self) -> str | None:
+        """The entry of `examples` in whose folder `data.path` lies; None if it lies elsewhere."""
+        place = PurePosixPath(os.path.normpath(self.data.path))
+        return next((name for name in self.examples if place.is_relative_to(f"data/{name}")), None)
 
 
 def contradictions(params: Params) -> Iterator[str]:
@@ -131,13 +139,14 @@ def _run(params: Params, where: str, run: RunParams, models: Sequence[str]) -> I
     if run.images not in params.reference.floor.counts:
         yield (
             f"{where}.images: {run.images} is not among reference.floor.counts "
-            f"{list(params.reference.floor.counts)}: leave those out of pipestill config, they follow the runs"
+            f"{list(params.reference.floor.counts)}: do not set reference.floor.counts in pipestill config: it follows "
+            "from the runs"
         )
-
     if run.mix not in params.reference.floor.plans:
         yield (
             f"{where}.plan={run.plan} needs a floor of plan {run.mix}, which is not among reference.floor.plans "
-            f"{list(params.reference.floor.plans)}: leave those out of pipestill config, they follow the runs"
+            f"{list(params.reference.floor.plans)}: do not set reference.floor.plans in pipestill config: it follows "
+            "from the runs"
         )
 
 

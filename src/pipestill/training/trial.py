@@ -20,7 +20,8 @@ from pipestill.artifacts import Artifact, Manifest
 from pipestill.config import Params, StudentParams, TeacherParams
 from pipestill.data.store import Dataset, Layout
 from pipestill.distributed import World
-from pipestill.estimating import Sizes, Speeds
+from pipestill.errors import InputError
+from pipestill.estimating import Sizes, Speeds, threads_of
 from pipestill.training.measuring import seconds_of
 
 if TYPE_CHECKING:
@@ -40,35 +41,50 @@ class Trial:
         self._until = time.process_time() + budget
         self._data = _made_up(params, classes)
         self._teachers: dict[str, tuple[Any, Denoiser, ModelCard]] = {}
+        self._forwards: dict[tuple[str, int], float] = {}
 
-    def speeds(self, stages: Collection[tuple[str, str | None]], sizes: Sizes, start: float, decode: float) -> Speeds:
+    def speeds(
+        self, stages: Collection[tuple[str, str | None]], sizes: Sizes | None, start: float, decode: float
+    ) -> Speeds:
         """The speeds that these stages need."""
-        names = {kind: [entry for stage, entry in stages if stage == kind and entry] for kind, _ in stages}
-        runs = [self.params.sampling.runs[name] for name in names.get("sample", [])]
-        models = dict.fromkeys([*names.get("train", []), *names.get("tune", []), *names.get("distill", [])])
-        models |= dict.fromkeys(run.model for run in runs)
-        forward: dict[str, float] = {}
+        forward: dict[tuple[str, int], float] = {}
         update: dict[str, float] = {}
-        for teacher in dict.fromkeys(filter(None, map(self._teacher_of, models))):
-            forward[teacher] = self._forward(teacher)
-        forward |= {name: forward[teacher] for name in models if (teacher := self._teacher_of(name) or "") in forward}
-        for name in names.get("train", []):
-            if name in forward:
-                update[name] = self._teacher_update(name, forward[name])
-        for name in names.get("distill", []):
-            if name in forward:
-                update[name] = self._student_update(name, forward[name])
-        kinds = {stage for stage, _ in stages}
-        features = self._features() if kinds & {"reference", "tune", "distill", "evaluate"} else 0.0
+        for stage, entry in stages:
+            model = self._evaluated(stage, entry or "")
+            teacher = None if model is None else self._teacher_of(model)
+            if model is not None and teacher is not None:
+                threads = threads_of(self.params, stage, entry)
+                forward[model, threads] = self._forward(teacher, threads)
+        for stage, entry in stages:
+            known = forward.get((entry or "", threads_of(self.params, stage, entry)))
+            if known is not None and entry is not None and stage in ("train", "distill"):
+                update[entry] = (self._teacher_update if stage == "train" else self._student_update)(entry, known)
+        featured = [name for name, run in self.params.sampling.runs.items() if run.store == "features"]
+        measuring = [(stage, entry) for stage, entry in stages if stage != "sample" or entry in featured]
+        measured = self._threads(measuring, "reference", "tune", "distill", "sample", "evaluate")
+        features = {threads: found for threads in measured if (found := self._features(threads)) is not None}
         return Speeds(
             start=start,
             decode=decode,
             features=features,
-            classifier=self._classifier(sizes) if "reference" in kinds else 0.0,
-            metrics=self._metrics(sizes) if kinds & {"reference", "evaluate"} else 0.0,
+            classifier=self._classifier(sizes) if self._threads(stages, "reference") else 0.0,
+            metrics={
+                threads: self._metrics(sizes, threads) for threads in self._threads(stages, "reference", "evaluate")
+            },
             forward=forward,
             update=update,
         )
+
+    def _threads(self, stages: Collection[tuple[str, str | None]], *kinds: str) -> list[int]:
+        """The numbers of threads with which those of the stages compute that are of these kinds, each once."""
+        found = [threads_of(self.params, stage, entry) for stage, entry in stages if stage in kinds]
+        return list(dict.fromkeys(found))
+
+    def _evaluated(self, stage: str, entry: str) -> str | None:
+        """The model whose network a stage evaluates."""
+        if stage == "sample":
+            return self.params.sampling.runs[entry].model
+        return entry if stage in ("train", "tune", "distill") else None
 
     def _teacher_of(self, model: str) -> str | None:
         """The teacher whose network a model has; None for one from outside."""
@@ -91,14 +107,14 @@ class Trial:
             teacher = self._described(name)
             assert teacher is not None
             own = teacher.model_copy(update={"start": "dataset"})
-            torch.set_num_threads(own.training.threads)
             self._teachers[name] = prepared(own, self._data, self.world, "host")
         return self._teachers[name]
 
-    def _repeated(self, step: Callable[[int], object], *, always: bool = False) -> float | None:
-        """Seconds of a step, the first one left out; None if there is no time left for it."""
+    def _repeated(self, step: Callable[[int], object], threads: int, *, always: bool = False) -> float | None:
+        """Seconds of a step with so many threads, the first one left out; None if there is no time left for it."""
         if time.process_time() > self._until and not always:
             return None
+        torch.set_num_threads(threads)
         self._seconds(lambda: step(0))
         taken = [self._seconds(lambda: step(1))]
         while sum(taken) < EACH and len(taken) < STEPS and time.process_time() + taken[0] < self._until:
@@ -113,8 +129,14 @@ class Trial:
         work()
         return (time.process_time() - begun) / torch.get_num_threads()
 
-    def _forward(self, name: str) -> float:
-        """Seconds of an image and evaluation, in as large batches as runs use if there is time."""
+    def _forward(self, name: str, threads: int) -> float:
+        """Seconds of an image and evaluation of a teacher's network, measured once."""
+        if (name, threads) not in self._forwards:
+            self._forwards[name, threads] = self._measured_forward(name, threads)
+        return self._forwards[name, threads]
+
+    def _measured_forward(self, name: str, threads: int) -> float:
+        """In as large batches as runs use, if there is time."""
         _, denoiser, card = self._built(name)
         found = 0.0
         for batch in (4, 64):
@@ -128,13 +150,14 @@ class Trial:
                 with torch.no_grad():
                     denoiser(x, sigma, condition)
 
-            found = (self._repeated(step, always=not found) or found * batch) / batch
+            found = (self._repeated(step, threads, always=not found) or found * batch) / batch
         return found
 
     def _teacher_update(self, name: str, forward: float) -> float:
         training, _, _ = self._built(name)
-        usual = 3 * forward * self.params.teachers[name].training.batch  # a backward pass takes two forward ones
-        return usual if usual > 3 * EACH else self._repeated(training.update) or usual
+        params = self.params.teachers[name].training
+        usual = 3 * forward * params.batch  # a backward pass takes two forward ones
+        return usual if usual > 3 * EACH else self._repeated(training.update, params.threads) or usual
 
     def _student_update(self, name: str, forward: float) -> float:
         student = self.params.distillation.students[name]
@@ -143,7 +166,7 @@ class Trial:
         if usual > 3 * EACH:
             return usual
         training = self._distillation(student)
-        return self._repeated(lambda step: training.update(step + student.gan.start)) or usual
+        return self._repeated(lambda step: training.update(step + student.gan.start), student.threads) or usual
 
     def _distillation(self, student: StudentParams) -> Any:
         from dataclasses import replace
@@ -154,7 +177,6 @@ class Trial:
         from pipestill.networks.model import NativeSchedule
 
         _, real, card = self._built(self._teacher_of(student.teacher) or student.teacher)
-        torch.set_num_threads(student.threads)
         native = NativeSchedule(
             student.steps, student.transition, student.sigma_max, student.sigma_min, student.rho, student.spacing
         )
@@ -175,11 +197,10 @@ class Trial:
             train_images=IMAGES,
         )
 
-    def _features(self) -> float:
-        """Seconds of an image in every space but the classifier's, which is small."""
+    def _features(self, threads: int) -> float | None:
+        """Seconds of an image in every space but the classifier's, which is small; None while weights are not here."""
         from pipestill.evaluation.reference import make_extractor
 
-        torch.set_num_threads(self.params.reference.threads)
         protocol, batch, total = self.params.reference.protocol, 32, 0.0
         data = self.params.data
         images = torch.zeros(
@@ -187,35 +208,46 @@ class Trial:
         )
         for name in protocol.extractors:
             if name != "classifier":
-                extractor = make_extractor(name, self.world.device, protocol.inception_weights)
-                total += (self._repeated(lambda _, run=extractor: run(images.to(self.world.device))) or 0.0) / batch  # type: ignore[misc]
+                try:
+                    extractor = make_extractor(name, self.world.device, protocol.inception_weights)
+                except InputError:
+                    return None
+                taken = self._repeated(lambda _, run=extractor: run(images.to(self.world.device)), threads)  # type: ignore[misc]
+                total += (taken or 0.0) / batch
         return total
 
-    def _classifier(self, sizes: Sizes) -> float:
+    def _classifier(self, sizes: Sizes | None) -> float:
+        """Seconds of an update."""
         from pipestill.evaluation import classifier
 
+        if "classifier" not in self.params.reference.protocol.extractors:
+            return 0.0
         params = self.params.reference.classifier
         data = self.params.data
-        count = min(sizes.train or IMAGES, params.batch)
+        count = min((sizes.train if sizes is not None else 0) or IMAGES, params.batch)
         images = torch.zeros(
             count, 1 if data.color == "grey" else 3, data.resolution, data.resolution, dtype=torch.uint8
         )
         labels = torch.zeros(count, dtype=torch.int64)
         steps = params.model_copy(update={"iterations": 3})
-        return (
-            self._repeated(lambda _: classifier.train(steps, images, labels, len(self._data.classes) or 1)) or 0.0
-        ) / 3
+        classes = len(self._data.classes) or 1
+        taken = self._repeated(
+            lambda _: classifier.train(steps, images, labels, classes), self.params.reference.threads
+        )
+        return (taken or 0.0) / 3
 
-    def _metrics(self, sizes: Sizes) -> float:
+    def _metrics(self, sizes: Sizes | None, threads: int) -> float:
         """A set of metrics in the widest space: a Fréchet distance and what grows with the number of pairs."""
         from pipestill.evaluation.metrics import kid, precision_recall
         from pipestill.evaluation.moments import Moments, frechet_distance
 
         protocol = self.params.reference.protocol
+        if not self.params.reference.floor.counts:
+            return 0.0  # there are no runs
         generator = torch.Generator().manual_seed(0)
-        count = max(self.params.reference.floor.counts)
-        table = torch.randn(min(count, 2000), 1280, generator=generator)
-        real = torch.randn(min(max(sizes.test, 2), 2000), 1280, generator=generator)
+        test = 2000 if sizes is None else min(max(sizes.test, 2), 2000)
+        table = torch.randn(min(max(self.params.reference.floor.counts), 2000), 1280, generator=generator)
+        real = torch.randn(test, 1280, generator=generator)
 
         def step(_: int) -> None:
             frechet_distance(Moments.of(table), Moments.of(real))
@@ -223,7 +255,7 @@ class Trial:
             kid(table, real, subsets=protocol.kid_subsets, size=size, seed=0)
             precision_recall(table, real, neighbours=protocol.neighbours)
 
-        return self._repeated(step) or 0.0
+        return self._repeated(step, threads) or 0.0
 
 
 class MadeUp(Dataset):
