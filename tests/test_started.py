@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipestill import pipeline, started, tools
+from pipestill import cli, pipeline, started, tools
 from pipestill.commands import record
-from pipestill.errors import SurroundingsError
+from pipestill.errors import InputError, SurroundingsError
 from workflow_project import TINY, Project
 
 SEEDS = "sampling.runs.student-4.seeds"
@@ -104,7 +104,7 @@ def test_under_dvc_a_later_stage_names_what_changed(project: Project) -> None:
     edit_during_sampling(project, "evaluation.threads", "2", "operation.log_every", "7")
     old = recorded(project, "evaluate@student-4")
     said = project.run("dvc", "repro", "evaluate@student-4", code=255, fresh=True)
-    assert "params.yaml changed while DVC was running: evaluation.threads was 1, now 2: restore it" in said
+    assert "params.yaml changed while DVC was running (evaluation.threads was 1, now 2). Restore the old" in said
     assert "operation.log_every" not in said
     assert recorded(project, "sample@student-4")["sampling.runs.student-4"]["seeds"] == [7]  # type: ignore[index]
     assert recorded(project, "evaluate@student-4") == old
@@ -118,7 +118,7 @@ def test_dvc_records_nothing_under_parameters_that_were_edited_while_it_ran(proj
     old = recorded(project, "sample@student-4")
     said = project.run("dvc", "repro", "sample@student-4", code=255, fresh=True)
     assert "sampling.runs.student-4.seeds was [7], now [8]; sampling.runs.student-4.micro_batch was" in said
-    assert "to keep this result, restore the old value and run pipestill record" in said
+    assert "To keep this result, restore the old value and run pipestill record" in said
     assert made_with(project, SAMPLES)["seeds"] == [7]
     assert recorded(project, "sample@student-4") == old
     project.here("config", "--force", *TINY, f"{SEEDS}=[7]")
@@ -151,6 +151,53 @@ def test_record_keeps_dvc_lock_if_parameters_change_meanwhile(
     with pytest.raises(SurroundingsError, match="changed while DVC was recording"):
         record.record(pipeline.load(project.root))
     assert (project.root / "dvc.lock").read_bytes() == lock
+
+
+def test_a_commit_that_ends_midway_leaves_nothing_unverified(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first stage is committed under an edited parameter; what another process records meanwhile stays."""
+    project.by_hand_here("sample@student-4", "evaluate@student-4")
+    commit, old = tools.dvc, pipeline.recorded(project.root)
+
+    def interrupted(root: Path, *arguments: str) -> None:
+        edit(project, SEEDS, "[8]", "report.title", "Another")
+        commit(root, "commit", "--force", "sample@student-4", "report")  # the report by somebody else
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tools, "dvc", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tools.commit(pipeline.load(project.root), ["sample@student-4", "evaluate@student-4"])
+    new = pipeline.recorded(project.root)
+    assert [address for address in new if new[address] != old[address]] == ["report"]
+    assert list(new) == list(old)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "params.yaml cannot be read (No such file or directory)"),
+        (b"\xff", "params.yaml cannot be read (it is not UTF-8 text)"),
+        (b"a: [", "params.yaml, line 2: "),
+        (b"[1]\n", "params.yaml holds no parameters"),
+    ],
+)
+def test_parameters_that_can_no_longer_be_read_are_one_line(
+    content: bytes | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        started.FILE.write_bytes(content + b"\n" * (content == b"a: ["))
+    with pytest.raises(InputError) as caught:
+        started.Held(("data",), {"data": 1}).check()
+    assert str(caught.value).startswith(says)
+
+
+def test_repro_says_what_is_wrong_with_params_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    started.FILE.write_bytes(b"\xff")
+    assert cli.main(["repro"]) == 2
+    assert "params.yaml cannot be read (it is not UTF-8 text)" in capsys.readouterr().err
 
 
 def test_the_report_is_not_signed_under_parameters_of_models_that_are_not_there(tiny: Project, tmp_path: Path) -> None:

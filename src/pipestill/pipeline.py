@@ -20,8 +20,8 @@ from typing import Any
 from pipestill import config
 from pipestill.artifacts import MANIFEST
 from pipestill.errors import InputError, SurroundingsError
-
-_ABSENT = object()  # None is a value
+from pipestill.started import ABSENT, value_at
+from pipestill.work import write_atomic
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,38 @@ def restored(root: Path, dumped: str, text: str) -> Pipeline:
 
 def recorded_parameters(root: Path) -> dict[str, Mapping[str, Any]]:
     """What dvc.lock says that each recorded stage was made with, by the stage's address."""
-    stages = _declared(str(root / "dvc.lock")).get("stages", {})
-    return {address: stage.get("params", {}).get("params.yaml", {}) for address, stage in stages.items()}
+    return {address: stage.get("params", {}).get("params.yaml", {}) for address, stage in recorded(root).items()}
+
+
+def recorded(root: Path) -> dict[str, Any]:
+    """The entries of dvc.lock, by the stage's address."""
+    stages: dict[str, Any] = _declared(str(root / "dvc.lock")).get("stages") or {}
+    return stages
+
+
+def record_again(root: Path, entries: Mapping[str, Any]) -> None:
+    """Puts earlier entries back into dvc.lock, and removes those that are None, under DVC's lock.
+
+    What others have recorded meanwhile stays. Raises SurroundingsError where the lock cannot be had.
+    """
+    from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
+
+    lock = root / "dvc.lock"
+    with _repository(root, locked=True):
+        if not lock.exists():
+            return
+        body = parse_yaml_for_update(lock.read_text(encoding="utf-8"), str(lock))
+        if all(body["stages"].get(address) == entry for address, entry in entries.items()):
+            return
+        for address, entry in entries.items():
+            if entry is None:
+                body["stages"].pop(address, None)
+            else:
+                body["stages"][address] = entry
+        if body["stages"]:
+            write_atomic(lock, dumps_yaml(body))
+        else:
+            lock.unlink()
 
 
 def _parameters(root: Path) -> str:
@@ -163,19 +193,27 @@ def dvc_stages(root: Path, *, locked: bool = False) -> Iterator[list[Any]]:
     `locked` holds DVC's lock meanwhile, and waits for it where another of its commands has it. Raises InputError in
     one line, or, under the lock, SurroundingsError.
     """
+    with _repository(root, locked=locked) as repo:
+        from dvc.repo.index import Index
+
+        stages: list[Any] = Index.from_file(repo, str(root / "dvc.yaml")).stages
+        _read_parameters_once(stages)
+        yield stages
+
+
+@contextmanager
+def _repository(root: Path, *, locked: bool) -> Iterator[Any]:
+    """DVC's object for the repository around `root`; see `dvc_stages`."""
     try:
         from dvc.exceptions import DvcException
         from dvc.repo import Repo
-        from dvc.repo.index import Index
         from dvc.scm import SCMError
     except ImportError as error:
         raise InputError(f"DVC is not installed here ({error}): pip install 'pipestill[workflow]'") from None
     try:
         # as --wait-for-lock does: a pipeline beside this one, or a colleague, may be recording
         with Repo(str(root), _wait_for_lock=True) as repo, repo.lock if locked else nullcontext():
-            stages: list[Any] = Index.from_file(repo, str(root / "dvc.yaml")).stages
-            _read_parameters_once(stages)
-            yield stages
+            yield repo
     except (DvcException, SCMError) as error:
         cause = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ else ""
         said = f"{' '.join(str(error).split())}{cause}"
@@ -195,8 +233,8 @@ def _read_parameters_once(stages: list[Any]) -> None:
             path = dependency.fs_path
             if path not in bodies:
                 bodies[path] = _declared(path)
-            found = {key: _value(bodies[path], key) for key in dependency.params}
-            return {key: value for key, value in found.items() if value is not _ABSENT}
+            found = {key: value_at(bodies[path], key) for key in dependency.params}
+            return {key: value for key, value in found.items() if value is not ABSENT}
 
         return read_params
 
@@ -255,14 +293,6 @@ def _declared(path: str) -> Any:
         return load_path(path, LocalFileSystem())
     except FileNotFoundError:
         return {}
-
-
-def _value(body: Any, key: str) -> Any:
-    for part in key.split("."):
-        if not isinstance(body, Mapping) or part not in body:
-            return _ABSENT
-        body = body[part]
-    return body
 
 
 def defined(root: Path) -> list[str]:

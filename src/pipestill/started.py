@@ -28,7 +28,7 @@ STAGE = "DVC_STAGE"  # variable that DVC sets for the stages it runs
 FILE = Path("params.yaml")
 STAGES = "stages.json"
 SHOWN = 4  # changed parameters that a message names
-_ABSENT = object()  # None is a value
+ABSENT = object()  # stands for a parameter that is not set: None is a value
 
 
 def parameters() -> Path:
@@ -61,7 +61,7 @@ def differences(before: Any, after: Any, key: str = "") -> Iterator[str]:
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         for name in dict.fromkeys([*before, *after]):
             below = f"{key}.{name}".lstrip(".")
-            yield from differences(before.get(name, _ABSENT), after.get(name, _ABSENT), below)
+            yield from differences(before.get(name, ABSENT), after.get(name, ABSENT), below)
     elif before is not after and before != after:
         yield f"{key} was {_shown(before)}, now {_shown(after)}"
 
@@ -73,7 +73,7 @@ def listed(found: Sequence[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    if value is _ABSENT:
+    if value is ABSENT:
         return "not set"
     if isinstance(value, Mapping):
         return "set"
@@ -89,13 +89,16 @@ class Held:
 
     def check(self, *, ended: bool = False) -> None:
         """Raises InputError if params.yaml holds other values now."""
-        after = config.parse_yaml(FILE.read_text(encoding="utf-8"))
-        found = [text for name in self.names for text in differences(_at(self.before, name), _at(after, name), name)]
+        after = config.read_parameters(FILE)
+        pairs = ((name, value_at(self.before, name), value_at(after, name)) for name in self.names)
+        found = [text for name, old, new in pairs for text in differences(old, new, name)]
         if found:
-            result = "to keep this result, restore the old value and run pipestill record" if ended else "restore it"
+            restore = "Restore the old value"
+            if ended:
+                restore = "To keep this result, restore the old value and run pipestill record"
             raise InputError(
-                f"params.yaml changed while DVC was running: {listed(found)}: {result}; or run dvc repro again to use "
-                "the new value"
+                f"params.yaml changed while DVC was running ({listed(found)}). {restore}, or run dvc repro again to "
+                "use the new one."
             )
 
 
@@ -109,7 +112,7 @@ def by_dvc() -> Held | None:
         return None
     if PARAMS not in os.environ:
         os.environ[PARAMS] = str(_copy_of_this_run())
-    before = config.parse_yaml(parameters().read_text(encoding="utf-8"))
+    before = config.read_parameters(parameters())
     held = Held(tracked(Path("dvc.yaml"), address), before)
     held.check()
     return held
@@ -118,14 +121,17 @@ def by_dvc() -> Held | None:
 def tracked(definition: Path, address: str) -> tuple[str, ...]:
     """The names in params.yaml that DVC tracks for a stage, as dvc.yaml states them."""
     name, _, entry = address.partition("@")
-    body = config.parse_yaml(definition.read_text(encoding="utf-8"))["stages"].get(name) or {}
+    body = config.parse_yaml(definition.read_text(encoding="utf-8"), str(definition))["stages"].get(name) or {}
     stated = body.get("do", body).get("params", [])
     return tuple(text.replace("${key}", entry) for text in stated if isinstance(text, str))
 
 
-def _at(body: Any, name: str) -> Any:
+def value_at(body: Any, name: str) -> Any:
+    """The parameter of a full name in plain values; ABSENT where it is not set."""
     for part in name.split("."):
-        body = body.get(part, _ABSENT) if isinstance(body, Mapping) else _ABSENT
+        if not isinstance(body, Mapping) or part not in body:
+            return ABSENT
+        body = body[part]
     return body
 
 

@@ -17,7 +17,7 @@ from pipestill import pipeline, started
 from pipestill.errors import SurroundingsError
 from pipestill.pipeline import Pipeline
 from pipestill.stopping import STOPPED
-from pipestill.work import scratch, write_atomic
+from pipestill.work import scratch
 
 SYNCING = "PIPESTILL_SYNCING"  # set for the Snakemake that sync starts, so that it does not call record
 SYSTEM_ERROR = re.compile(r"\[Errno (\d+)\] (.*)")
@@ -101,14 +101,14 @@ def commit(stages: Pipeline, addresses: Sequence[str]) -> None:
 
     Raises SurroundingsError.
     """
-    lock = stages.root / "dvc.lock"
-    before = lock.read_bytes() if lock.exists() else None
-    dvc(stages.root, "--wait-for-lock", "commit", "--force", *addresses)
-    recorded = pipeline.recorded_parameters(stages.root)
+    before = pipeline.recorded(stages.root)
     meant = {stage.address: stage.parameters for stage in stages.stages}
-    if any(recorded.get(address) != meant[address] for address in addresses):
-        if before is None:
-            lock.unlink()
-        else:
-            write_atomic(lock, before)
+    try:
+        dvc(stages.root, "--wait-for-lock", "commit", "--force", *addresses)
+    finally:  # a commit that failed or was interrupted may have recorded the first ones
+        now = pipeline.recorded_parameters(stages.root)
+        changed = any(now.get(address) != meant[address] for address in addresses)
+        if changed:
+            pipeline.record_again(stages.root, {address: before.get(address) for address in addresses})
+    if changed:
         raise SurroundingsError("params.yaml changed while DVC was recording: nothing was recorded, start this again")

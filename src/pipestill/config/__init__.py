@@ -53,6 +53,8 @@ from pipestill.config.reading import (
     check,
     check_section,
     load,
+    read_parameters,
+    read_text,
     same,
 )
 from pipestill.config.runs import (
@@ -135,5 +137,7 @@ __all__ = [
     "mix_of",
     "parse_overrides",
     "parse_yaml",
+    "read_parameters",
+    "read_text",
     "same",
 ]

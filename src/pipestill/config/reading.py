@@ -25,18 +25,28 @@ def same(found: Any, stated: Any) -> bool:
     return bool(found == stated) or (isinstance(found, str) and parse_yaml(found) == stated)
 
 
-def load(path: Path, overrides: Sequence[str] = (), *, whole: bool = False) -> Params:
-    """Reads a parameter file, applies `key.name=value` overrides, checks (`whole`: see `check`). Raises InputError."""
+def read_text(path: Path) -> str:
+    """The text of a parameter file. Raises InputError where it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except PermissionError as error:
         raise denied(path) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"{path} cannot be read ({reason}): write one with pipestill config") from error
-    body = parse_yaml(text, str(path))
+
+
+def read_parameters(path: Path) -> dict[str, Any]:
+    """The plain values of a parameter file, not yet checked. Raises InputError where it cannot be read."""
+    body = parse_yaml(read_text(path), str(path))
     if not isinstance(body, dict):
         raise InputError(f"{path} holds no parameters: write it again with pipestill config")
+    return body
+
+
+def load(path: Path, overrides: Sequence[str] = (), *, whole: bool = False) -> Params:
+    """Reads a parameter file, applies `key.name=value` overrides, checks (`whole`: see `check`). Raises InputError."""
+    body = read_parameters(path)
     apply(body, parse_overrides(overrides))
     return check(body, str(path), whole=whole)
 
