@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from pipestill.durations import duration
 from pipestill.work import runs_root
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +36,7 @@ def main() -> int:
     full = (ROOT / runs_root() / "report" / "index.html").resolve()
     print(flush=True)
     subprocess.run([BIN / "pipestill", "report", "--print-table", "metrics"], cwd=ROOT, check=True)
-    print(f"\nthe pipeline took {seconds:.0f} s; the report: {ROOT / 'artifacts' / 'report' / 'index.html'}")
+    print(f"\nthe pipeline took {duration(seconds)}; the report: {ROOT / 'artifacts' / 'report' / 'index.html'}")
     if full.exists():
         print(f"the report with this machine's times and previews: {full}")
     return 0

@@ -38,6 +38,10 @@ def main() -> int:
     moved = [stage for stage in differ if stage.partition("@")[0] in SAME_EVERYWHERE]
     print(f"{len(here) - len(differ)} of {len(here)} stages made the same bytes", end="")
     print(f"; not {', '.join(differ)}" if differ else "")
+    lost = other_metrics(options.root, options.against)
+    if lost:
+        print(f"metrics only here or only in {options.against}: {', '.join(lost)}")
+        return 1
     worst, where = worst_metric(options.root, options.against)
     print(f"metrics agree to {digits(worst)} significant digits" if worst else "metrics are equal", end="")
     print(f" (relative difference of {where}: {worst:.2g})" if worst else "")
@@ -69,6 +73,13 @@ def other_work(first: Lock, second: Lock) -> list[str]:
 def different_stages(first: Lock, second: Lock) -> list[str]:
     """Stages whose outputs differ between two locks."""
     return [stage for stage in second if first[stage].get("outs") != second[stage].get("outs")]
+
+
+def other_metrics(root: Path, revision: str) -> list[str]:
+    """Metrics files that are only here, or only in the revision."""
+    committed = _git(root, "ls-tree", "--name-only", revision, "metrics/").split()
+    here = [f"metrics/{file.name}" for file in (root / "metrics").glob("*.json")]
+    return sorted({name for name in committed if name.endswith(".json")} ^ set(here))
 
 
 def worst_metric(root: Path, revision: str) -> tuple[float, str]:

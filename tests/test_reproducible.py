@@ -53,6 +53,17 @@ def test_no_tracked_text_tells_how_long_something_took(tiny: Project) -> None:
             assert "seconds" not in file.read_text(encoding="utf-8"), file
 
 
+def test_metrics_files_that_only_one_side_has_are_named(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project", *TINY)
+    (project.root / "metrics").mkdir()
+    for name in ("floor", "one", "two"):
+        (project.root / f"metrics/{name}.json").write_text("{}")
+    project.commit()
+    assert reproduced.other_metrics(project.root, "HEAD") == []
+    (project.root / "metrics/two.json").rename(project.root / "metrics/three.json")
+    assert reproduced.other_metrics(project.root, "HEAD") == ["metrics/three.json", "metrics/two.json"]
+
+
 def test_another_processor_changes_last_digits_where_the_page_says_so(tiny: Project, tmp_path: Path) -> None:
     project = make_project(tmp_path / "project", *TINY)
     for name in ("dvc.lock", "metrics"):
