@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from images import class_folders
 from pipestill import cli
+from pipestill.errors import denied
 
 
 @pytest.mark.parametrize("arguments", [("config", "--docs"), ("config", "--schema")])
@@ -81,6 +83,28 @@ def test_a_work_folder_that_is_a_file_is_the_users_mistake(
     monkeypatch.setenv("PIPESTILL_RUNS", "file")
     assert cli.main(["example", "--name", "digits", "--output", "out"]) == 2
     assert "file/locks is no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "closed", "flag", "says"),
+    [
+        ("there/new/file", "there", os.W_OK, "{tmp}/there belongs to {owner}, drwxr-xr-x): have it made writable"),
+        ("there", "there", os.R_OK, "it belongs to {owner}, drwxr-xr-x): have it made readable"),
+        ("there/old", "there/old", os.W_OK, "it belongs to {owner}, -rw-r--r--): have it made writable"),
+        ("there/old", "there", os.W_OK, "{tmp}/there belongs to {owner}, drwxr-xr-x): have it made writable"),
+        ("there/none", "there", os.X_OK, "{tmp}/there belongs to {owner}, drwxr-xr-x): have it made readable"),
+        ("there/old", "elsewhere", os.W_OK, "{tmp}/there/old: permission denied"),
+    ],
+)
+def test_a_denied_path_names_what_stands_in_the_way(
+    path: str, closed: str, flag: int, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir(mode=0o755)
+    (tmp_path / "there/old").touch(mode=0o644)
+    monkeypatch.setattr(os, "access", lambda place, mode: not (mode & flag and Path(place) == tmp_path / closed))
+    said = str(denied(tmp_path / path))
+    assert said.startswith(f"{tmp_path / path}: permission denied")
+    assert said.endswith(says.format(tmp=tmp_path, owner=pwd.getpwuid(os.getuid()).pw_name))
 
 
 def test_a_deadline_that_is_no_time_is_refused(

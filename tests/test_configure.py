@@ -167,7 +167,7 @@ def test_class_mixes_follow_the_runs() -> None:
         ("data=3", "data=3: there is no such choice"),
         ("report=3", "report=3: it has parameters of its own, write report.NAME=VALUE"),
         ("report.title=3", "report.title=3: text is expected, put it in quotes"),
-        ("data.path='~'", "~ is only expanded on a command line"),
+        ("data.path='~'", "~ alone is not expanded: write ~/ or the whole path"),
         ("data.path=", "data.path=: string should have at least 1 character"),
         ("~sampling.runs.student-5", "~sampling.runs.student-5: there is no 'student-5'; did you mean 'student-4'?"),
         ("sampling.shared.seeds=[0, 1, 0]", "sampling.shared.seeds: 0 is there twice"),
@@ -241,12 +241,35 @@ def test_edits_by_hand_are_kept_unless_forced(tmp_path: Path, capsys: pytest.Cap
     assert config.load(path).teachers["teacher"].training.iterations == 2000
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--estimate", "training.iterations=5"), "--estimate takes no training.iterations=5: write params.yaml"),
+        (("--schema", "experiment=own"), "--schema takes no experiment=own"),
+        (("--docs", "--output", "x.md"), "--docs writes and reads no x.md: leave --output out"),
+        (("--print", "--output", "x.yaml"), "--print writes and reads no x.yaml: leave --output out"),
+        (("--estimate", "--output", "x.yaml"), "--estimate writes and reads no x.yaml: leave --output out"),
+        (("--check", "--force"), "--check writes nothing: leave --force out"),
+    ],
+)
+def test_words_that_would_change_nothing_are_refused(
+    words: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in message(capsys, *words)
+
+
+def test_true_is_no_number_of_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    error = message(capsys, "--print", "operation.ranks={train: true}")
+    assert "operation.ranks" in error
+    assert "true or false is not expected here" in error
+
+
 def test_an_experiment_is_not_replaced_by_a_command_that_names_none(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path, "experiment=miniature")
     before = path.read_text()
-    assert "is of experiment=miniature" in message(capsys, "--output", str(path), "report.title=Mine")
+    assert "was written with experiment=miniature" in message(capsys, "--output", str(path), "report.title=Mine")
     assert path.read_text() == before
     written(tmp_path, "experiment=miniature", "report.title=Mine")
     assert config.load(path).report.title == "Mine"

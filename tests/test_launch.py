@@ -119,6 +119,17 @@ def test_ranks_that_no_launcher_keeps_a_store_for_leave_in_peace(tmp_path: Path)
     assert not any("Traceback" in said or "recvValue failed" in said for said, _ in ends), ends
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["train", "--ranks", "4"], ["train", "--ranks", "4", "--ranks", "2", "--nodes", "1"]),
+        (["train", "--", "-x", "a.b=1"], ["train", "--ranks", "2", "--nodes", "1", "--", "-x", "a.b=1"]),
+    ],
+)
+def test_options_that_are_added_count_and_are_no_overrides(words: list[str], wanted: list[str]) -> None:
+    assert launch._with_options(words, ranks=2, nodes=1) == wanted
+
+
 def test_ranks_wait_for_a_leader_that_works_alone_longer_than_a_collective_may_take(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

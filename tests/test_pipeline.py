@@ -196,6 +196,19 @@ def test_pictures_of_other_weights_and_of_one_name_are_refused(tmp_path: Path) -
     assert not list(Path().glob(".*partial"))
 
 
+def test_metrics_and_samples_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "artifacts/models/student", native=STUDENT).path
+    stored(RunParams(model="m", sigmas="models/m", images=4), model)
+    Path("other.json").write_text("{}")
+    for metrics in (Path("samples"), Path("other.json"), Path("gone.json"), model):
+        with pytest.raises(InputError, match=metrics.name):
+            export(model, Path("out"), licence="x", metrics=[metrics], samples=[])
+    for samples in (Path("other.json"), model):
+        with pytest.raises(InputError, match=samples.name):
+            export(model, Path("out"), licence="x", metrics=[], samples=[samples])
+    assert not Path("out").exists()
+
+
 def test_pictures_of_another_model_are_refused(tmp_path: Path) -> None:
     model = make_model(tmp_path / "artifacts/models/student", native=STUDENT).path
     stored(RunParams(model="m", sigmas="models/m", images=4), model)

@@ -229,7 +229,10 @@ def test_colour_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [status.Row("train@t", "failed"), status.Row("report", "done")]
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setattr(sys, "stdout", Terminal())
-    assert list(status.lines(rows))[:2] == ["train@t  \x1b[31mfailed\x1b[0m", "report   \x1b[32mdone  \x1b[0m"]
+    assert list(status.lines(rows, Path.cwd()))[:2] == [
+        "train@t  \x1b[31mfailed\x1b[0m",
+        "report   \x1b[32mdone  \x1b[0m",
+    ]
     assert set(doctor.COLOURS) == {"ok", "warn", "fail"}
 
 

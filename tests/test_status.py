@@ -6,16 +6,18 @@ import json
 import signal
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from commands import Command, steps_logged, write_params
-from pipestill import pipeline, status
+from pipestill import cli, pipeline, status
 from pipestill.commands import status as command
 from pipestill.errors import InputError
 from pipestill.previews import folder
+from pipestill.stopping import handlers_kept
 from workflow_project import Project, make_project
 
 UPDATES = 5000
@@ -33,7 +35,7 @@ def row(project: Project, runs: Path, stage: str) -> command.Row:
 
 
 def said(row: command.Row) -> str:
-    return next(command.lines([row]))
+    return next(command.lines([row], Path.cwd()))
 
 
 def begun(project: Project, digits: Path, folder: Path) -> Command:
@@ -107,7 +109,10 @@ def test_the_newest_preview_of_a_training_is_shown(project: Project, tmp_path: P
     write_word(tmp_path, project.root / "artifacts/models/teacher", key="0123456789abcdef")
     found = row(project, tmp_path, "train@teacher")
     assert found.preview == str(tmp_path / "previews/teacher-01234567/step-00000140.png")
-    assert list(command.lines([found]))[1].split() == ["preview", found.preview]
+    assert list(command.lines([found], Path.cwd()))[1].split() == ["preview", found.preview]
+    below = replace(found, preview="runs/previews/x.png", log="runs/logs/x.log", state="failed")
+    shown = [line.split()[-1] for line in command.lines([below], Path.cwd() / "docs")]
+    assert shown[1:3] == ["../runs/logs/x.log", "../runs/previews/x.png"], "as seen from where the user stands"
 
 
 def test_an_attempt_that_failed_before_it_could_say_a_word(project: Project, tmp_path: Path) -> None:
@@ -123,12 +128,42 @@ def test_an_attempt_that_failed_before_it_could_say_a_word(project: Project, tmp
         "failed",
         "pipestill train: no such file, given up: two attempts saved nothing",
     )
-    assert str(found.log) in list(command.lines([found]))[1]
+    assert str(found.log) in list(command.lines([found], Path.cwd()))[1]
     write_word(tmp_path, project.root / "artifacts/models/teacher", time=time.time() + 1)
     assert row(project, tmp_path, "train@teacher").state == "running", "what was heard later counts"
     (tmp_path / "train" / "abc" / status.FILE).unlink()
     (place / "outcome").write_text("0\n")
     assert row(project, tmp_path, "train@teacher").state == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "code"),
+    [
+        (("--watch", "30"), signal.SIGINT, 0),
+        (("--watch", "30"), signal.SIGTERM, 75),
+        ((), signal.SIGINT, 75),
+    ],
+)
+def test_ctrl_c_is_how_a_watch_ends_and_a_stop_elsewhere(
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    monkeypatch.chdir(project.root)
+    looked = command.look
+
+    def look(*arguments: Any) -> list[command.Row]:
+        signal.raise_signal(number)
+        return looked(*arguments)
+
+    monkeypatch.setattr(command, "look", look)
+    with handlers_kept():
+        assert cli.main(["status", *words]) == code
+    said = capsys.readouterr().err
+    assert said == ("" if code == 0 else f"pipestill status: stopped by {number.name}: start it again\n")
 
 
 def test_figures_of_each_rule(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ import pytest
 
 import forked
 from commands import Command, payload, run, write_params
+from pipestill.errors import Stopped
+from pipestill.stopping import STOP_SIGNALS, StopRequest, handlers_kept
 from workflow_project import Project, dvc_stages
 
 SECONDS = 60.0  # for a command that takes one or two of its own, on a busy machine
@@ -154,6 +156,41 @@ def test_a_server_that_stops_sending_holds_up_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "fetched" / "a.bin").read_bytes() == content
     assert asked[1] >= 1 << 20  # it went on where it had stopped
     server.shutdown()
+
+
+def test_a_caller_of_the_functions_has_all_its_handlers_back() -> None:
+    heard: list[int] = []
+
+    def own(number: int, frame: object) -> None:
+        heard.append(number)
+
+    with handlers_kept():
+        for number in STOP_SIGNALS:
+            signal.signal(number, own)
+        with StopRequest().listening():
+            assert signal.getsignal(signal.SIGTERM) != own
+        with pytest.raises(Stopped), StopRequest().listening():
+            signal.raise_signal(signal.SIGTERM)
+        for number in STOP_SIGNALS:
+            signal.raise_signal(number)
+    assert heard == list(STOP_SIGNALS)
+
+
+def test_a_command_that_was_stopped_does_not_hear_it_again() -> None:
+    """A launcher repeats its SIGTERM while the outcome is being left."""
+    with handlers_kept():
+        with (
+            pytest.raises(Stopped, match="the inner"),
+            StopRequest().listening(leave=lambda reason: None),
+        ):
+            try:
+                with StopRequest().listening():
+                    signal.raise_signal(signal.SIGTERM)
+            except Stopped:
+                signal.raise_signal(signal.SIGTERM)
+                raise Stopped("the inner") from None
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGUSR2)
 
 
 @pytest.mark.parametrize("module", ["pydantic", "torch"])

@@ -114,6 +114,14 @@ def test_the_locale_changes_no_digest_and_no_message(tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
+def test_isolated_python_in_another_locale_starts_once_more_and_no_oftener() -> None:
+    """`-I` ignores PYTHONUTF8, so that variable alone would start it again for ever."""
+    command = [sys.executable, "-I", "-m", "pipestill", "--version"]
+    done = subprocess.run(command, env=os.environ | ASCII, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("pipestill ")
+
+
 def test_a_rank_keeps_its_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (LEFTOVERS | {"TORCHELASTIC_RUN_ID": "x"}).items():
         monkeypatch.setenv(name, value)

@@ -185,7 +185,7 @@ def test_repro_goes_on_after_time_limits_and_no_longer_than_asked(tmp_path: Path
     project.git("init", "--quiet")
     project.dvc("init", "--quiet")
     said = project.pipestill("repro", "--attempts", "4", code=code)
-    assert said.count("goes on from there") == min(stops, 4)
+    assert said.count("goes on from there") == min(stops, 3)  # none goes on after the last
     assert (project.root / "out").exists() == (code == 0)
 
 
@@ -272,6 +272,11 @@ def test_doctor_names_images_that_a_queued_experiment_would_miss(
     project.here("config", *TINY, f"data.path={project.root / 'photos'}")
     project.git("rm", "--quiet", "-r", "--cached", "photos")
     assert list(doctor.experiments(project.root)) == []
+    title = f"images of {project.root / 'photos'}"
+    project.here("config", *TINY, "data.path=photos", f'report.title="{title}"')
+    assert len(list(doctor.experiments(project.root))) == 1, "a title names no folder"
+    monkeypatch.setattr(doctor.shutil, "which", lambda program: None)
+    assert list(doctor.experiments(project.root)) == [], "without git it cannot tell"
 
 
 def test_one_wrong_input_is_reported_once(tiny: Project, tmp_path: Path) -> None:

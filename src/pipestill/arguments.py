@@ -41,13 +41,14 @@ class Parser(argparse.ArgumentParser):
         known = list(self._option_string_actions)
         for word in words:
             name = word.partition("=")[0]
-            short = len(name) > 1 and name[0] == "-" != name[1] and not _is_number(name)
+            short = len(name) > 1 and name[0] == "-" != name[1] and not is_number(name)
             long = name.startswith("--")
             if (long and not any(option.startswith(name) for option in known)) or (short and name[:2] not in known):
                 self.error(f"there is no option {name}{nearest(name, known)}")
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a text is a number."""
     try:
         float(text)
     except ValueError:
@@ -76,13 +77,13 @@ def counts(text: str) -> list[int]:
 
 def minutes(text: str) -> float:
     """A time from now in minutes."""
-    if not _is_number(text) or not 0 <= float(text) < math.inf:
+    if not is_number(text) or not 0 <= float(text) < math.inf:
         _refuse("minutes, 0 or more", text)
     return float(text)
 
 
 def seconds(text: str) -> float:
     """A pause in seconds."""
-    if not _is_number(text) or not 0 < float(text) < math.inf:
+    if not is_number(text) or not 0 < float(text) < math.inf:
         _refuse("seconds, more than 0", text)
     return float(text)

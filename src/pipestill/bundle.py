@@ -123,8 +123,8 @@ def bundle(
         texts = dict.fromkeys(collector.taken[(place, name)] for name in own)
         parts += [f"\n# --- {place} {'-' * (111 - len(place))}\n\n" + "\n\n".join(texts)]
     text = "\n".join(parts)
-    if unbound(text):
-        raise BundleError(f"nothing defines {', '.join(sorted(unbound(text)))}")
+    if missing := unbound(text):
+        raise BundleError(f"nothing defines {', '.join(sorted(missing))}")
     return text
 
 

@@ -1,6 +1,6 @@
 """The command line: one subcommand a stage, and those that look after the pipeline.
 
-Imports nothing before a subcommand is chosen, so that `--help` answers at once; `running.py` does the rest.
+Imports nothing heavy before a subcommand is chosen, so that `--help` answers at once; `running.py` does the rest.
 """
 
 from __future__ import annotations

@@ -247,12 +247,12 @@ def write(path: Path, text: str, *, force: bool = False) -> bool:
         if old == text:
             return False
         if edited(old) and not force:
-            raise InputError(f"{path} holds edits that pipestill config did not make: keep them, or say --force")
+            raise InputError(f"{path} holds edits that pipestill config did not make: keep them, or add --force")
         before = experiment_of(old)
         if before is not None and experiment_of(text) is None and not force:
             raise InputError(
-                f"{path} is of {before}, and pipestill config composes anew each time: repeat {before} with all that "
-                "belongs to it, edit the file, or say --force"
+                f"{path} was written with {before}, and pipestill config starts from conf/ each time: repeat {before} "
+                "with all that belongs to it, edit the file, or add --force"
             )
     outputs.write_file(path, outputs.PARAMETERS, text)
     return True

@@ -25,10 +25,3 @@ def main() -> int:
     from pipestill import cli
 
     return cli.main()
-
-
-def by_default() -> None:
-    """Leaves the stop signals to Python again, where `main` took them."""
-    for number in STOP_SIGNALS:
-        if signal.getsignal(number) is _leave:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

@@ -37,25 +37,27 @@ class Stopped(PipestillError):
 
 
 def denied(path: Path) -> InputError:
-    """The error for a file or folder that is there and may not be read or written."""
+    """The error for a file or folder that may not be read or written: who owns what stands in the way."""
     import pwd
     import stat
 
-    for place in (*reversed(path.absolute().parents), path):  # the first that stands in the way
-        try:
-            found = place.stat()
-        except OSError:
-            break
-        if not os.access(place, os.X_OK if place != path else os.R_OK):
-            break
-    else:
-        return InputError(f"{path}: permission denied")
+    path = path.absolute()
+    there = (each for each in (path, *path.parents) if os.path.exists(each))  # noqa: PTH110 (Path.exists can raise)
+    place = next(there)
+    wanted = "readable"
+    if os.access(place, os.R_OK if place == path else os.X_OK):
+        wanted = "writable"
+        if place == path and os.access(path, os.W_OK):
+            place = path.parent  # where it would be replaced or removed
+        if os.access(place, os.W_OK):
+            return InputError(f"{path}: permission denied")
+    found = place.stat()
     try:
         owner = pwd.getpwuid(found.st_uid).pw_name
     except KeyError:
         owner = f"uid {found.st_uid}"
     whose = f"{'it' if place == path else place} belongs to {owner}, {stat.filemode(found.st_mode)}"
-    return InputError(f"{path}: permission denied ({whose}): have it made readable")
+    return InputError(f"{path}: permission denied ({whose}): have it made {wanted}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -149,10 +149,17 @@ def _start(spread: Spread, argv: Sequence[str]) -> tuple[int, str]:
     if job.nodes < nodes:
         fewer = ranks // nodes * job.nodes
         warn(f"job {job.number} has {job.nodes} of {nodes} nodes: {fewer} of {ranks} ranks share the same batches")
-        argv, ranks, nodes = [*argv, "--ranks", str(fewer), "--nodes", str(job.nodes)], fewer, job.nodes
+        argv, ranks, nodes = _with_options(argv, ranks=fewer, nodes=job.nodes), fewer, job.nodes
         if nodes == 1:
             return _start(Spread(ranks, nodes, spread.image), argv)
     return _over_nodes(job, nodes, argv, spread.image)
+
+
+def _with_options(argv: Sequence[str], **options: int) -> list[str]:
+    """A command line with options that replace earlier ones: after `--` they would be none."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return [*argv[:end], *words, *argv[end:]]
 
 
 @contextmanager

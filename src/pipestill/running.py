@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from pipestill import cli, entry, launch, logs, outputs, project, slurm, started, surroundings
+from pipestill import cli, launch, logs, outputs, project, slurm, started, surroundings
 from pipestill.arguments import GRAMMAR, Parser
 from pipestill.errors import InputError, PipestillError, Stopped, SurroundingsError, denied
 from pipestill.progress import quiet
@@ -51,9 +51,6 @@ def _guarded(name: str, arguments: list[str]) -> tuple[int, str]:
         os._exit(_leave(name, Stopped.exit_code, f"stopped by {reason}: start it again"))
 
     try:
-        if name == "status":  # Ctrl-C is how a watch ends
-            entry.by_default()
-            return _chosen(name, arguments)
         with StopRequest().listening(leave=leave):
             return _chosen(name, arguments)
     except PipestillError as error:
@@ -65,7 +62,10 @@ def _guarded(name: str, arguments: list[str]) -> tuple[int, str]:
             return 128 + signal.SIGPIPE, ""
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
             where = f" ({error.filename})" if error.filename else ""
-            return SurroundingsError.exit_code, f"{error.strerror}{where}: free some space or mend it, then go on"
+            return (
+                SurroundingsError.exit_code,
+                f"{error.strerror}{where}: free some space or repair the disk, then go on",
+            )
         if isinstance(error, PermissionError) and error.filename:
             return InputError.exit_code, str(denied(Path(os.fsdecode(error.filename))))
         if isinstance(error, MISPLACED) and error.filename:

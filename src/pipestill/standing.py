@@ -91,7 +91,7 @@ class Standing:
             if name in stage.options:
                 places = [stage.options[name]]
             else:
-                places = [*stage.inputs, *stage.options.values(), *_texts(self._parameters(stage))]
+                places = [*stage.inputs, *stage.options.values(), *texts(self._parameters(stage))]
             if entry.kind == "extractors":
                 is_there = any(entry == self._measures(place) for place in places)
             else:
@@ -163,15 +163,15 @@ def figures_of(artifact: Artifact) -> list[dict[str, Any]]:
     return []
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts(value: Any) -> Iterator[str]:
     """Every text among parameters: an outside file may be named there."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        yield from _texts(list(value.values()))
+        yield from texts(list(value.values()))
     elif isinstance(value, list):
         for below in value:
-            yield from _texts(below)
+            yield from texts(below)
 
 
 def _first_difference(wanted: Any, given: Any, key: str = "") -> str | None:

@@ -1,4 +1,4 @@
-"""What a running stage says of itself: one small file in its work folder, written anew every few seconds.
+"""What a running stage reports: one small file in its work folder, written anew every few seconds.
 
 `pipestill status` reads it, on whatever machine the stage runs; it decides nothing.
 """

@@ -80,11 +80,13 @@ class StopRequest:
     def listening(self, *, hand_back: bool = True, leave: Callable[[str], None] | None = None) -> Iterator[None]:
         """Hears the stop signals (in the main thread; elsewhere signals are not ours to take). Raises Stopped.
 
-        `leave` ends the process if a signal comes during an import; without it, that raises Interrupted too. Ctrl-C is
-        handed back at the end, for a caller of the Python functions. The others stay, and do nothing: a launcher or
-        scheduler that repeats its SIGTERM must not end a process that is about to leave its outcome.
+        `leave`, which commands give, ends the process if a signal comes during an import; without it, that raises
+        Interrupted too. A caller of the Python functions has all its handlers back at the end. In a command, Ctrl-C is
+        handed back unless `hand_back` is False. The others stay, and do nothing: a launcher or scheduler that repeats
+        its SIGTERM must not end a process that is about to leave its outcome.
         """
-        self._leave = leave or _leave_of(signal.getsignal(signal.SIGTERM))
+        command = leave is not None or isinstance(_listener(), StopRequest)
+        self._leave = leave or _leave_of(_listener())
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -95,8 +97,9 @@ class StopRequest:
             raise Stopped(f"stopped by {self.reason or 'a signal'}: start it again") from None
         finally:
             self._deferred, self._leave = 1, None
-            if hand_back:
-                signal.signal(signal.SIGINT, before[signal.SIGINT] or signal.default_int_handler)
+            for number in STOP_SIGNALS:
+                if not command or (hand_back and number == signal.SIGINT):
+                    signal.signal(number, before[number] or signal.SIG_DFL)
 
 
 @contextmanager
@@ -110,9 +113,13 @@ def handlers_kept() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _leave_of(handler: object) -> Callable[[str], None] | None:
+def _listener() -> object:
+    """Whose method hears SIGTERM now."""
+    return getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+
+
+def _leave_of(request: object) -> Callable[[str], None] | None:
     """What the request that listens now does if a signal comes during an import."""
-    request = getattr(handler, "__self__", None)
     return request._leave if isinstance(request, StopRequest) else None
 
 

@@ -19,10 +19,10 @@ def in_utf8() -> None:
     Names of files and classes would be other texts, and so have other digests. What is printed stays in the encoding
     of the terminal, with escapes for what that has not.
     """
-    if sys.getfilesystemencoding() != "utf-8":
+    if sys.getfilesystemencoding() != "utf-8" and "utf8" not in sys._xoptions:  # -I ignores variables, so -X says it
         os.environ.setdefault("PYTHONIOENCODING", f"{sys.stdout.encoding}:backslashreplace")
         os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        os.execv(sys.executable, [sys.executable, "-X", "utf8=1", *sys.orig_argv[1:]])
 
 
 def open_streams() -> None:

@@ -147,7 +147,7 @@ def keep_parameters():
         os.environ[started.PARAMS] = str(started.keep(STAGES.text, STAGES.dumped()))
 
 
-# One attempt at a stage, which says itself whether a further one (--retries) has any sense.
+# One attempt at a stage, which decides whether another attempt (--retries) makes sense.
 ATTEMPT = "bash workflow/scripts/attempt.sh {resources.attempt} {log:q} {params.command:q}"
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipestill import outputs
+from pipestill import outputs, project
 from pipestill.arguments import count, counts
 from pipestill.errors import InputError, PipestillError, SurroundingsError
 from pipestill.launch import Spread, start
@@ -145,4 +145,4 @@ def _write(options: argparse.Namespace, params: Params, teacher: TeacherParams, 
         (staging / "index.html").write_text(scaling.render(body), encoding="utf-8")
     for line in scaling.words(rows):
         say(line)
-    print(options.output / "index.html")
+    print(project.shown(options.output / "index.html", options.stood))

@@ -17,11 +17,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-from pipestill import __version__, artifacts, config, configure, pipeline
+from pipestill import __version__, artifacts, config, configure, outputs, pipeline
 from pipestill.errors import PipestillError, SurroundingsError
 from pipestill.progress import is_quiet
 from pipestill.stages.fetch import INBOX
-from pipestill.standing import Standing, open_any
+from pipestill.standing import Standing, open_any, texts
 from pipestill.terminal import coloured
 from pipestill.work import runs_root
 
@@ -179,15 +179,18 @@ def project(root: Path) -> Iterator[Line]:
 
 def experiments(root: Path) -> Iterator[Line]:
     """Inputs that DVC's queue would not find: its experiments run in copies of what git and DVC track."""
+    if shutil.which("git") is None:
+        return  # said among the programs
     try:
         stages = pipeline.load(root)
+        stated = {os.path.normpath(text) for text in texts(config.parse_yaml(stages.text))}
     except PipestillError:
         return  # said above
     outside = {path for stage in stages.stages for path in stage.inputs if not stages.sources(path)}
     if stages.named("fetch"):
         outside.add(str(INBOX))
     for path in sorted(outside):
-        stated_from_root = str((root / path).absolute()) in stages.text  # that an experiment finds as well
+        stated_from_root = str((root / path).absolute()) in stated  # that an experiment finds as well
         if not stated_from_root and (root / path).exists() and not _is_tracked(root, path):
             yield Line(
                 "warn",
@@ -222,7 +225,8 @@ def metrics(root: Path) -> Iterator[Line]:
     from pipestill.reporting.table import strays
 
     try:
-        others = [str(file.relative_to(root)) for file in strays(root / "metrics")]
+        found = [file for file in strays(root / "metrics") if outputs.METRICS.recognises(file)]
+        others = [str(file.relative_to(root)) for file in found]
     except PipestillError:
         return  # said above
     if others:

@@ -90,6 +90,10 @@ def export(
     root = _root(model)
     chain = tracing.trace(model, root)
     payload = artifact.manifest.payload
+    for path in metrics:
+        _require_metrics(path)
+    for path in samples:
+        artifacts.read(path, "samples")
     sampled = {path: _samples_link(path, root, payload, weights) for path in [*metrics, *samples]}
     shown = {path.stem: _all_metrics(path, root) for path in metrics}
     network = json.loads(artifact.file(f"{SUBFOLDERS[weights]}/config.json").read_text(encoding="utf-8"))
@@ -135,6 +139,14 @@ def _write_json(path: Path, body: Mapping[str, Any]) -> None:
 def _root(model: Path) -> Path:
     """The project that a model lies in: where its artefacts are; the working folder where it lies in none."""
     return next((folder for folder in model.absolute().parents if (folder / "artifacts").is_dir()), Path.cwd())
+
+
+def _require_metrics(path: Path) -> None:
+    """Raises InputError unless a file of a run's metrics, or its evaluation, is there."""
+    if path.is_dir():
+        artifacts.read(path, "evaluation")
+    elif not outputs.METRICS.recognises(path):
+        raise InputError(f"--metrics {path} is no file of a run's metrics: name metrics/RUN.json")
 
 
 def _all_metrics(path: Path, root: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,13 +17,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipestill import artifacts, logs, pipeline, status
-from pipestill.arguments import seconds
+from pipestill import artifacts, logs, pipeline, project, status
+from pipestill.arguments import is_number, seconds
 from pipestill.durations import duration
 from pipestill.errors import InputError
 from pipestill.pipeline import Pipeline, Stage
 from pipestill.previews import previews_of
 from pipestill.standing import Standing
+from pipestill.stopping import Interrupted
 from pipestill.terminal import coloured
 from pipestill.work import runs_root
 
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=10.0,
         metavar="SECONDS",
-        help="look again so often, until nothing is left to do (10 if not given)",
+        help="look again every SECONDS (10 if not given), until nothing is left to do",
     )
 
 
@@ -55,17 +57,32 @@ def main(options: argparse.Namespace) -> None:
     if options.benchmarks:
         print("\n".join(benchmark_lines(runs_root())))
         return
+    if options.watch is not None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            _watch(options.watch, options.stood)
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:  # Ctrl-C is how a watch ends
+            pass
+        return
+    found = look(pipeline.load(Path.cwd()), runs_root())
+    if options.json:
+        print(json.dumps([asdict(row) for row in found], indent=1))
+    else:
+        print("\n".join(lines(found, options.stood)))
+
+
+def _watch(every: float, stood: Path) -> None:
+    """Shows the table anew, until all stages are done."""
     while True:
         found = look(pipeline.load(Path.cwd()), runs_root())
-        if options.json:
-            print(json.dumps([asdict(row) for row in found], indent=1))
-        else:
-            if options.watch is not None and sys.stdout.isatty():
-                print("\x1b[2J\x1b[H", end="")
-            print("\n".join(lines(found)), flush=True)
-        if options.watch is None or all(row.state == "done" for row in found):
+        if sys.stdout.isatty():
+            print("\x1b[2J\x1b[H", end="")
+        print("\n".join(lines(found, stood)), flush=True)
+        if all(row.state == "done" for row in found):
             return
-        time.sleep(options.watch)
+        time.sleep(every)
 
 
 @dataclass(frozen=True)
@@ -90,10 +107,9 @@ def look(stages: Pipeline, runs: Path) -> list[Row]:
     standing = Standing(stages)
     said = _said(runs)
     current = {stage.address for stage in standing.current()}
-    rows = [_row(stage, stages, standing, said, current, runs) for stage in stages.stages]
     return [
-        replace(row, preview=_preview(stage, stages, said, runs))
-        for row, stage in zip(rows, stages.stages, strict=True)
+        replace(_row(stage, stages, standing, said, current, runs), preview=_preview(stage, stages, said, runs))
+        for stage in stages.stages
     ]
 
 
@@ -156,7 +172,7 @@ def _spoken(stage: Stage, word: dict[str, Any]) -> Row:
     facts = {name: word.get(name) for name in ("doing", "job", "host", "ranks", "attempt", "time", "log")}
     why = word.get("error")
     if word["state"] == "lost":
-        why = "ended without a word: its state is kept, start it again"
+        why = "ended without reporting anything: its state is kept, start it again"
     return Row(stage.address, word["state"], why=why, **facts)
 
 
@@ -167,16 +183,16 @@ def _futile(place: Path) -> bool:
         return False
 
 
-def lines(rows: Sequence[Row]) -> Iterator[str]:
-    """The table for a terminal, and a last line that counts."""
+def lines(rows: Sequence[Row], stood: Path) -> Iterator[str]:
+    """The table for a terminal, with paths for somebody who stands there, and a last line that counts."""
     first, second = max(len(row.stage) for row in rows), max(len(row.state) for row in rows)
     for row in rows:
         state = coloured(f"{row.state:<{second}}", COLOURS.get(row.state), sys.stdout)
         yield f"{row.stage:<{first}}  {state}  {'; '.join(_parts(row))}".rstrip()
         if row.log is not None and row.state in ("failed", "lost"):
-            yield f"{'':<{first}}  {'':<{second}}  see {row.log}"
+            yield f"{'':<{first}}  {'':<{second}}  see {project.shown(Path(row.log), stood)}"
         if row.preview is not None:
-            yield f"{'':<{first}}  {'':<{second}}  preview {row.preview}"
+            yield f"{'':<{first}}  {'':<{second}}  preview {project.shown(Path(row.preview), stood)}"
     states = [row.state for row in rows]
     counts = {state: states.count(state) for state in dict.fromkeys(states)}
     yield f"{len(rows)} stages: " + ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -214,16 +230,8 @@ def benchmark_lines(runs: Path) -> Iterator[str]:
     yield f"{'rule':<12} {'jobs':>5} {'seconds':>10} {'longest':>10} {'memory MB':>10} {'load %':>8}"
     for rule, rows in rules.items():
         seconds = [float(row["s"]) for row in rows]
-        memory = [float(row["max_rss"]) for row in rows if _is_number(row["max_rss"])]
-        loads = [float(row["mean_load"]) for row in rows if _is_number(row["mean_load"])]
+        memory = [float(row["max_rss"]) for row in rows if is_number(row["max_rss"])]
+        loads = [float(row["mean_load"]) for row in rows if is_number(row["mean_load"])]
         most = f"{max(memory):.0f}" if memory else "–"
         load = f"{sum(loads) / len(loads):.0f}" if loads else "–"
         yield f"{rule:<12} {len(rows):>5} {sum(seconds):>10.1f} {max(seconds):>10.1f} {most:>10} {load:>8}"
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -27,6 +28,8 @@ def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _no_home(path: str) -> str:
     if path.startswith("~"):
+        if path == "~":
+            raise ValueError("~ alone is not expanded: write ~/ or the whole path")
         raise ValueError(f"{path}: ~ is only expanded on a command line, write the whole path")
     return path
 
@@ -76,11 +79,13 @@ class Section(BaseModel):
     @classmethod
     def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
         """`layers: true` would count as 1."""
+        annotation = str(cls.model_fields[str(info.field_name)].annotation)
         many = isinstance(value, list | tuple)
-        if any(isinstance(each, bool) for each in (value if many else [value])):
-            name = str(info.field_name)
-            if "bool" not in str(cls.model_fields[name].annotation):
-                raise ValueError(f"{'a list with' if many else ''} true or false is not expected here".strip())
+        each = value if many else [value]
+        if isinstance(value, Mapping) and annotation.startswith("dict["):  # by name, and no section of its own
+            each = value.values()
+        if "bool" not in annotation and any(isinstance(one, bool) for one in each):
+            raise ValueError(f"{'a list with' if many else ''} true or false is not expected here".strip())
         return value
 
     def plain(self) -> dict[str, Any]:
