@@ -41,7 +41,7 @@ def denied(path: Path) -> InputError:
     import pwd
     import stat
 
-    path = path.absolute()
+    shown, path = path, path.absolute()
     there = (each for each in (path, *path.parents) if os.path.exists(each))  # noqa: PTH110 (Path.exists can raise)
     place = next(there)
     wanted = "readable"
@@ -50,14 +50,14 @@ def denied(path: Path) -> InputError:
         if place == path and os.access(path, os.W_OK):
             place = path.parent  # where it would be replaced or removed
         if os.access(place, os.W_OK):
-            return InputError(f"{path}: permission denied")
+            return InputError(f"{shown}: permission denied")
     found = place.stat()
     try:
         owner = pwd.getpwuid(found.st_uid).pw_name
     except KeyError:
         owner = f"uid {found.st_uid}"
     whose = f"{'it' if place == path else place} belongs to {owner}, {stat.filemode(found.st_mode)}"
-    return InputError(f"{path}: permission denied ({whose}): have it made {wanted}")
+    return InputError(f"{shown}: permission denied ({whose}): have it made {wanted}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
