@@ -151,6 +151,23 @@ def test_a_teacher_that_starts_from_a_model_is_trained_with_dropout_as_any_other
     assert all(first != second for first, second in losses), "dropout draws anew"
 
 
+def test_the_average_of_a_short_training_is_better_than_its_start_and_close_to_its_last_weights(digits: Path) -> None:
+    """Under the default parameters of the average, which then has forgotten the initial weights."""
+    network = TINY["teachers.teacher.network"]
+    training = {"iterations": 60, "batch": 16, "validate_every": 60, "learning_rate": 5e-3, "optimizer": {"warmup": 5}}
+    params = TeacherParams.model_validate({"network": network, "training": training})
+    made, denoiser, _ = stage.prepared(params, open_dataset(digits), World(0, 1, torch.device("cpu")), "host")
+    began = made.validate(0)["validation_loss"]
+    for step in range(60):
+        made.update(step)
+    averaged = made.validate(60)["validation_loss"]
+    made.ema.load(denoiser.network.state_dict())
+    last = made.validate(60)["validation_loss"]
+    assert made.warnings == []
+    assert averaged < 0.6 * began
+    assert averaged < 1.1 * last
+
+
 def test_sigma_data_is_measured_stated_or_that_of_the_model_it_starts_from(tmp_path: Path, digits: Path) -> None:
     data = dataclasses.replace(open_dataset(digits), pixel_std=0.583)
     assert stage.resolved(TrainedEdmParams(), data) == EdmParams(sigma_data=0.583)

@@ -89,7 +89,9 @@ def test_a_warning_names_what_the_average_still_holds_of_its_start(
     share = ema.tensors["weight"].item()
     assert share == pytest.approx(expected, rel=1e-3) if expected else share < 0.01
     found = warnings(params, updates=updates, batch=10)
-    start = f"the averaged weights will still be {expected:.0%} initial weights after {updates} updates: train longer, "
+    start = (
+        f"the averaged weights will still be {expected:.0%} initial weights after {updates} updates: train longer or "
+    )
     assert [line.startswith(start) for line in found] == ([True] if expected else [])
 
 

@@ -21,7 +21,7 @@ from pipestill.distributed import World
 from pipestill.errors import InputError, Stopped, SurroundingsError
 from pipestill.evaluation.moments import Moments, frechet_distance
 from pipestill.evaluation.reference import Reference, open_reference
-from pipestill.networks.model import load_model
+from pipestill.networks.model import ModelCard, load_model
 from pipestill.sampling import tuning
 from pipestill.sampling.items import sample_items, to_uint8
 from pipestill.sampling.store import open_samples
@@ -131,33 +131,40 @@ def test_the_least_distance_is_chosen_the_first_of_equals() -> None:
 # --- what is measured
 
 
+TARGET = Moments.of(torch.rand(40, 16, generator=torch.Generator().manual_seed(0)))
+
+
 def flattened(images: Tensor) -> Tensor:
     """A stand-in for an extractor: 16 pixels of each image."""
     return images.flatten(1)[:, :16].float() / 255
+
+
+def measured(params: TuneParams, card: ModelCard, denoise: Any, state: Path, world: World) -> dict[Candidate, float]:
+    """The distances of all candidates to a made-up target, by the stand-in."""
+    return measure_all(
+        candidates(params, *RANGE),
+        denoise,
+        card,
+        params,
+        features=flattened,
+        target=TARGET,
+        labels=torch.arange(params.images) % 10,
+        state=state,
+        world=world,
+    )
 
 
 def test_a_distance_is_that_of_the_candidates_own_samples(tmp_path: Path, teacher: Path) -> None:
     """Sharing the first evaluation changes no bit: against each candidate sampled by itself."""
     params = tune_params(solvers=[{"sampler": name, "steps": 3} for name in ("euler", "heun", "2m", "renoise")])
     model, wanted = load_model(teacher), candidates(params, *RANGE)
-    target = Moments.of(torch.rand(40, 16, generator=torch.Generator().manual_seed(0)))
     calls = torch.zeros(())
 
     def counting(x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         calls.add_(len(x))
         return model.denoiser(x, sigma, condition)
 
-    got = measure_all(
-        wanted,
-        counting,
-        model.card,
-        params,
-        features=flattened,
-        target=target,
-        labels=torch.arange(params.images) % 10,
-        state=tmp_path,
-        world=alone(),
-    )
+    got = measured(params, model.card, counting, tmp_path, alone())
     evaluations = {"euler": 3, "heun": 5, "2m": 3, "renoise": 3}
     own = sum(evaluations[candidate.sampler] - 1 for candidate in wanted)
     assert int(calls) == 21 * (own + len(params.sigma_max))
@@ -177,28 +184,16 @@ def test_a_distance_is_that_of_the_candidates_own_samples(tmp_path: Path, teache
                     device=torch.device("cpu"),
                 )
             )
-        assert got[candidate] == frechet_distance(Moments.of(flattened(to_uint8(torch.cat(parts)))), target)
+        assert got[candidate] == frechet_distance(Moments.of(flattened(to_uint8(torch.cat(parts)))), TARGET)
 
 
 def test_what_is_measured_is_not_measured_again(tmp_path: Path, teacher: Path) -> None:
     params = tune_params()
-    model, wanted = load_model(teacher), candidates(params, *RANGE)
-    target = Moments.of(torch.rand(40, 16, generator=torch.Generator().manual_seed(0)))
+    model, world = load_model(teacher), alone()
 
     def measure(state: Path, denoise: Any, world: World) -> dict[Candidate, float]:
-        return measure_all(
-            wanted,
-            denoise,
-            model.card,
-            params,
-            features=flattened,
-            target=target,
-            labels=torch.arange(params.images) % 10,
-            state=state,
-            world=world,
-        )
+        return measured(params, model.card, denoise, state, world)
 
-    world = alone()
     started = []
 
     def stopping(x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
