@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+AGAIN = "called after the signal"  # what it prints at each later call
+
 
 def signal_at(name: str, call: int, number: int) -> None:
     """Lets the `call`-th call of `name`, a function in a module or a method of a class there, begin with a signal.
@@ -32,6 +34,8 @@ def signal_at(name: str, call: int, number: int) -> None:
     def counted(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
+        if calls > call and os.getpid() == main:
+            print(f"{AGAIN}: {name}", file=sys.stderr, flush=True)
         if calls == call:
             os.kill(main, number)
             if os.getpid() != main:

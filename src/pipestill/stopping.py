@@ -39,6 +39,7 @@ class StopRequest:
         self.margin = margin
         self._first: float | None = None  # when the first signal came
         self._deferred = 0  # loops that ask, or more than 0 where nothing is left to stop
+        self._held = False  # whether a signal came meanwhile
         self._leave: Callable[[str], None] | None = None
         self._deadline, self._job_end = _moment(DEADLINE), _moment(JOB_END)
 
@@ -57,6 +58,7 @@ class StopRequest:
         self._first = self._first or now
         self.reason = signal.Signals(number).name
         if self._deferred:
+            self._held = True
             return
         if self._leave is not None and _importing(frame):
             self._leave(self.reason)  # an exception would be lost in a module's own handling of a failed import
@@ -64,12 +66,17 @@ class StopRequest:
 
     @contextmanager
     def at_steps(self) -> Iterator[None]:
-        """Within, signals are only remembered: a loop asks `requested` at each of its steps."""
+        """Within, signals are only remembered: a loop asks `requested` at each of its steps.
+
+        Raises Interrupted at the end if a signal came after the loop asked for the last time.
+        """
         self._deferred += 1
         try:
             yield
         finally:
             self._deferred -= 1
+        if self._held and not self._deferred:
+            raise Interrupted(self.reason)
 
     def check(self, state: str = "start it again") -> None:
         """Raises Stopped if a stop was requested; `state` says what is kept and what to do."""

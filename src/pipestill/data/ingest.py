@@ -76,7 +76,7 @@ def ingest(source: Source, form: Form, folder: Path, *, workers: int = 1, stop: 
                     with stop.at_steps():
                         journal.add(chunk, bad)
                         bar.advance(len(job.range(chunk)))
-                    _check(stop)
+                        _check(stop)
             bar.close()
     except OSError as error:
         raise SurroundingsError(

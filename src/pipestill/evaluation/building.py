@@ -83,8 +83,8 @@ def train_classifier(params: ReferenceParams, data: Dataset, state: Path, world:
                 stopped = str(error)
         world.await_leader("classifier")
         stopped = world.broadcast(stopped)
-    if stopped is not None:
-        raise Stopped(stopped)
+        if stopped is not None:
+            raise Stopped(stopped)
     network = Classifier(params.classifier, data.channels, len(data.classes))
     network.load_state_dict(load_file(path))
     return network.requires_grad_(False).eval()

@@ -60,10 +60,14 @@ def extract(
     world.barrier()
     known = sum(sizes[index] for index in done)
     bar = Bar(f"features of {label}", count, done=known, unit="images", show=world.leader)
+
+    def ask() -> None:
+        if world.agree(world.stop.requested())[0]:
+            raise Stopped(f"stopped by {world.stop.reason or 'another rank'} with its state saved: start it again")
+
     with world.stop.at_steps(), closing(bar):
         for start in range(0, len(sizes), world.size):
-            if world.agree(world.stop.requested())[0]:
-                raise Stopped(f"stopped by {world.stop.reason or 'another rank'} with its state saved: start it again")
+            ask()
             index = start + world.rank
             if index < len(sizes) and index not in done:
                 first = index * block
@@ -72,6 +76,7 @@ def extract(
                     _write_rows(table, extractor(pixels).cpu().numpy(), first)
                 _mark(folder, label, world.rank, index)
             bar.advance(sum(sizes[i] for i in range(start, min(start + world.size, len(sizes))) if i not in done))
+        ask()
     world.barrier()
     return {extractor.name: read_table(table) for table, extractor in zip(tables, extractors, strict=True)}
 

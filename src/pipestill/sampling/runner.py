@@ -76,12 +76,12 @@ def run_blocks(
         seconds = time.monotonic() - started
         done = world.broadcast(_finished(folder))
         bar.advance(sum(block.count for block in pending[taken:] if block.name in done))
-    missing = sum(block.count for block in blocks if block.name not in done)
-    if missing and any(world.gather(world.stop.requested())):
-        raise Stopped(
-            f"stopped by {world.stop.reason or 'another rank'} with {total - missing} of {total} images, all kept: "
-            "start it again to go on"
-        )
+        missing = sum(block.count for block in blocks if block.name not in done)
+        if missing and any(world.gather(world.stop.requested())):
+            raise Stopped(
+                f"stopped by {world.stop.reason or 'another rank'} with {total - missing} of {total} images, all kept: "
+                "start it again to go on"
+            )
     if missing:
         raise SurroundingsError(f"{missing} images are not in {folder}: is it on a file system that all ranks share?")
     return Progress(left, seconds)

@@ -138,8 +138,6 @@ def run(
                 bar.advance(0, **marked)
             if preview is not None and preview.wanted(done, training.epoch(done), training.epoch(step)) and affordable:
                 preview.make(done, training.epoch(done))
-            if done == training.updates:
-                break
             longest_step = max(longest_step, time.monotonic() - last_step)
             last_step = time.monotonic()
             world.stop.margin = max(operation.margin, SAVES_IN_MARGIN * longest_save + longest_step)
@@ -148,7 +146,7 @@ def run(
                 world.leader and time.monotonic() - last_saved >= pause,
                 world.leader and preview is not None and preview.affordable(),
             )
-            if stop or due:
+            if stop or (due and done < training.updates):
                 save(done)
                 last_step = time.monotonic()
             if stop:
