@@ -61,3 +61,16 @@ def test_images_that_whole_numbers_cannot_bring_nearer_need_no_weights() -> None
     assert mixes.weights(np.repeat([0, 1, 2], [53, 54, 55]), np.array([1, 1, 1])) is None
     assert mixes.weights(np.repeat([0, 1, 2], [50, 54, 58]), np.array([1, 1, 1])) is not None
     assert mixes.weights(np.full(9, -1), np.array([1, 1, 1])) is None
+
+
+@pytest.mark.parametrize(
+    ("images", "in_the_mix"),
+    [
+        *(([6, 4, 2], False), ([4, 5, 7], False), ([3, 7], False), ([4, 5, 6], False), ([98, 104, 98], False)),
+        *(([5, 5, 6], True), ([1, 2], True), ([53, 54, 55], True), ([0, 1, 1], True), ([98, 100, 102], True)),
+        *(([28, 30, 32], False), ([39, 41], True), ([1_000_000, 1_000_003], True), ([1_000_000, 1_000_006], False)),
+    ],
+)
+def test_images_are_in_a_mix_as_far_as_whole_images_and_a_split_allow(images: list[int], in_the_mix: bool) -> None:
+    """Less than one image from the share of each class, or up to two images and 5% of it."""
+    assert mixes.agree(np.array(images), np.ones(len(images))) == in_the_mix

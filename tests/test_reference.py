@@ -174,8 +174,6 @@ def test_again_and_over_ranks_it_is_the_same(built: Path, dataset: Path, tmp_pat
 def test_it_goes_on_from_what_a_killed_attempt_left(
     built: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipestill.evaluation import building
-
     def killed(*arguments: object) -> None:
         raise KeyboardInterrupt
 
@@ -188,7 +186,7 @@ def test_it_goes_on_from_what_a_killed_attempt_left(
         with pytest.raises(KeyboardInterrupt):
             build_reference(params(), dataset=dataset, output=output, operation=CPU)
     assert not output.exists()
-    monkeypatch.setattr(building.classifier, "train", never)
+    monkeypatch.setattr(classifier.ClassifierTraining, "updates", never)
     monkeypatch.setattr("pipestill.evaluation.tables._write_rows", never)
     artifact = build_reference(params(), dataset=dataset, output=output, operation=CPU)
     assert artifact is not None

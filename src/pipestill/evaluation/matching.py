@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipestill import counter, mixes
+from pipestill.config import mix_of
 
 if TYPE_CHECKING:
     from pipestill.evaluation.reference import Reference
@@ -53,9 +54,8 @@ def match(reference: Reference, plan: str) -> Match:
     if plan not in ("balanced", "drawn", "data"):
         what = "chosen classes" if plan == "listed" else "no classes"
         notes.append(f"plan={plan} samples {what}, the test images have all classes in the mix of the data")
-        return Match(plan, notes=tuple(notes))
     labels, test = reference.labels("test").numpy(), reference.counts("test")
-    mix = mixes.of_plan("data" if plan == "data" else "balanced", train)
+    mix = mixes.of_plan(mix_of(plan), train)
     lacking = np.flatnonzero((mix > 0) & (test == 0))
     if len(lacking):
         names = mixes.listed([reference.classes[index] for index in lacking])
@@ -96,7 +96,7 @@ def _resamples(reference: Reference, labels: NDArray[np.int64], mix: NDArray[np.
     """Rows of the largest subsets of the part that are in the mix, without repetition."""
     images = mixes.counts(labels, len(mix))
     common = mix > 0
-    total = int((images[common] / mix[common]).min() * mix.sum())
+    total = int((images[common] * int(mix.sum()) // mix[common]).min())
     sizes = np.minimum(mixes.apportioned(mix, total), images)
     if sizes.sum() <= reference.protocol.neighbours:
         return None

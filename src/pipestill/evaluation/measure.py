@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipestill import mixes
+from pipestill.config import mix_of
 from pipestill.config.fields import MixName
 from pipestill.evaluation import metrics
 from pipestill.evaluation.intervals import mean_and_interval, rounded
@@ -63,10 +64,11 @@ def measure(
         assert head is not None
         logits = features["inception"] @ head.T.cpu()
         found["inception_score"] = metrics.inception_score(logits, splits=SPLITS, seed=protocol.seed)
-    if reference.index.nearest_real:
+    real_distance = reference.nearest_real(match.weights)
+    if real_distance:  # 0 where most test images repeat training images
         pool = reference.features("train", NEAREST_SPACE)
         distances = metrics.nearest(features[NEAREST_SPACE], pool, own=own, device=device)
-        found["nearest_train_ratio"] = float(distances.median()) / reference.nearest_real(match.weights)
+        found["nearest_train_ratio"] = float(distances.median()) / real_distance
     if reference.classes and bool((labels >= 0).all()):
         found |= _by_class(reference, features["classifier"], labels)
     return found
@@ -116,9 +118,14 @@ def nearest_real(reference: Reference, device: torch.device | str = "cpu") -> Te
 
 
 def summarise(repetitions: Sequence[Figures]) -> tuple[Figures, dict[str, list[float]]]:
-    """Means over repetitions (seeds, or draws of the floor), and 95% t-intervals where there are several."""
+    """Means over repetitions (seeds, or draws of the floor), and 95% t-intervals where there are several.
+
+    A figure that one of them lacks (diversity, where no class has two images) is left out.
+    """
     means, intervals = Figures(), {}
     for key in repetitions[0]:
+        if not all(key in figures for figures in repetitions):
+            continue
         mean, interval = mean_and_interval([figures[key] for figures in repetitions])
         means[key] = rounded(mean)
         if interval is not None:
@@ -191,7 +198,7 @@ def protocol_text(reference: Reference, keys: Mapping[str, float], match: Match)
     texts = {}
     weighted, drawn, resampled = "", "", ""
     if match.weights is not None:
-        mix = "the class mix of the data" if match.plan == "data" else "equal shares of the classes"
+        mix = "the class mix of the data" if mix_of(match.plan) == "data" else "equal shares of the classes"
         weighted, drawn = f", weighted to {mix}", f", these drawn in {mix}"
         resampled = f", mean over {RESAMPLES} of their largest subsets in {mix}"
     for name in protocol.extractors:
@@ -213,7 +220,7 @@ def protocol_text(reference: Reference, keys: Mapping[str, float], match: Match)
     texts["nearest_train_ratio"] = (
         f"median distance to the nearest train image over that of test images{weighted}; "
         + reference.space_text(NEAREST_SPACE)
-        if reference.index.nearest_real
+        if reference.index.nearest_real is not None
         else ""
     )
     texts["class_accuracy"] = "share put into the class asked for, by the classifier trained on the train part alone"

@@ -162,10 +162,9 @@ class Reference:
         weights = mixes.weights(self.labels(part).numpy(), mix) if mix.any() else None
         return self.weighted(part, name, None if weights is None else torch.from_numpy(weights)), mix
 
-    def nearest_real(self, weights: Tensor | None) -> float:
-        """Median distance of test images, by weight, to their nearest training image."""
-        if weights is None:
-            assert self.index.nearest_real is not None
+    def nearest_real(self, weights: Tensor | None) -> float | None:
+        """Median distance of test images, by weight, to their nearest training image; None where it is not known."""
+        if weights is None or self.index.nearest_real is None:
             return self.index.nearest_real
         distances = torch.from_numpy(np.load(self.folder / NEAREST))
         order = torch.argsort(distances, stable=True)

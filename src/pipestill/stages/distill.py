@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pipestill.distributed import World
     from pipestill.networks.model import ModelCard
 
-VERSION = 5
+VERSION = 6
 EXAMPLES = """\
   pipestill distill --name student-4 --dataset artifacts/dataset --reference artifacts/reference \\
       --teacher artifacts/models/teacher --output artifacts/models/student-4

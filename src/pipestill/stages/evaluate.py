@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipestill.sampling.store import Samples
     from pipestill.work import Work
 
-VERSION = 4
+VERSION = 5
 METRICS, SEEDS = "metrics.json", "seeds.json"
 EXAMPLES = """\
   pipestill evaluate --name student-4 --samples artifacts/samples/student-4 --reference artifacts/reference \\

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipestill.distributed import World
     from pipestill.work import Work
 
-VERSION = 4
+VERSION = 5
 EXAMPLES = """\
   pipestill reference --dataset artifacts/dataset --output artifacts/reference --metrics metrics/floor.json
   pipestill reference --dataset artifacts/dataset --output /tmp/reference reference.floor.counts=[200,500]

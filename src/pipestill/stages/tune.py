@@ -19,7 +19,7 @@ from pipestill.work import open_work, writing
 if TYPE_CHECKING:
     from pipestill.artifacts import Artifact
 
-VERSION = 2
+VERSION = 3
 EXAMPLES = """\
   pipestill tune --name teacher --model artifacts/models/teacher --reference artifacts/reference \\
       --output artifacts/tuned/teacher
