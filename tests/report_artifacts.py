@@ -16,6 +16,7 @@ from pipestill.config import Params, check
 from pipestill.data.store import Layout, write_dataset
 from pipestill.reporting.sources import Places
 from pipestill.sampling.store import write_samples
+from pipestill.versions import version_of
 
 PER_CLASS, SIDE = 20, 8
 # evaluations, classifier distance, EfficientNet-Lite0 distance, accuracy, diversity
@@ -53,8 +54,10 @@ def publish(
     staging = folder.with_name(f".{folder.name}.partial")
     staging.mkdir(parents=True)
     fill(staging)
+    version = version_of(stage)
+    assert version is not None, f"there is no stage {stage}"
     manifest = Manifest(
-        kind, stage, 1, parameters or {}, inputs or {}, artifacts.describe_files(staging), summary or {}
+        kind, stage, version, parameters or {}, inputs or {}, artifacts.describe_files(staging), summary or {}
     )
     return artifacts.publish(staging, folder, manifest)
 
@@ -96,8 +99,14 @@ def build(
     runs: Mapping[str, tuple[int, float, float, float, float]] = RUNS,
     seeds: int = 1,
     converted: bool = False,
+    mixes: Mapping[str, str] | None = None,
+    notes: Mapping[str, Sequence[str]] | None = None,
 ) -> Params:
-    """Writes a whole set of artefacts below `root`; returns their parameters. The teacher may be a converted one."""
+    """Writes a whole set of artefacts below `root`; returns their parameters. The teacher may be a converted one.
+
+    `mixes` are the class mixes of the runs, balanced where not named, and `notes` those on them; without `mixes`
+    nothing states any.
+    """
     described = params(runs, seeds=seeds, converted=converted)
     classes = tuple(str(digit) for digit in range(10))
     count = PER_CLASS * len(classes)
@@ -136,7 +145,7 @@ def build(
         root / "reference",
         "reference",
         "reference",
-        lambda folder: write_json(folder / "floor.json", {"100": floor | {"protocol": protocol}}),
+        lambda folder: write_json(folder / "floor.json", _floors(floor | {"protocol": protocol}, mixes)),
         parameters=described.reference.plain(),
         inputs={"dataset": dataset.as_input},
     )
@@ -144,8 +153,20 @@ def build(
     for name, steps in _models(runs).items():
         models[name] = _model(root, name, steps, dataset, reference, models, described)
     for name, figures in runs.items():
-        _run(root, name, figures, models, reference, protocol, described, classes)
+        mixed = {} if mixes is None else {"mix": [mixes.get(name, "balanced")], "notes": (notes or {}).get(name, [])}
+        _run(root, name, figures, models, reference, protocol, described, classes, mixed)
     return described
+
+
+def _floors(floor: Mapping[str, Any], mixes: Mapping[str, str] | None) -> dict[str, Any]:
+    """floor.json: one floor, or one for each class mix, that of the data being twice as high."""
+    if mixes is None:
+        return {"100": floor}
+    higher = {key: 2 * value for key, value in floor.items() if key.startswith("fd_")}
+    return {
+        "balanced 100": {**floor, "mix": ["balanced"], "notes": []},
+        "data 100": {**floor, **higher, "intervals": {}, "mix": ["data"], "notes": []},
+    }
 
 
 def params(runs: Mapping[str, Any] = RUNS, *, seeds: int = 1, converted: bool = False) -> Params:
@@ -280,6 +301,7 @@ def _run(
     protocol: Sequence[Mapping[str, str]],
     described: Params,
     classes: tuple[str, ...],
+    mixed: Mapping[str, Any],
 ) -> None:
     run = described.sampling.runs[name]
     model, sampler, guidance, images, seeds = run.model, run.sampler, run.guidance, run.images, len(run.seeds)
@@ -332,6 +354,7 @@ def _run(
         "seeds": seeds,
         "protocol": list(protocol),
         "intervals": {},
+        **mixed,
     }
     for space, value in (("classifier", classifier), ("efficientnet_lite0", efficient)):
         metrics |= {f"floor_fd_{space}": FLOOR[space], f"excess_fd_{space}": round(value - FLOOR[space], 6)}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from pipestill.networks.model import ModelCard, NativeSchedule, save_model
 from pipestill.reporting.licences import Terms, terms
 from pipestill.sampling import standalone
 from tiny_models import make_model
-from workflow_project import Project
+from workflow_project import ROOT, Project
 
 CPU = OperationParams(device="cpu")
 
@@ -165,6 +167,17 @@ def test_exported_models_sample_the_same_images_without_pipestill(tmp_path: Path
     ours = PixelPipeline.from_pretrained(tmp_path / "out/converted-adm")
     call = {"num_inference_steps": 3, "generator": 5, "micro_batch": 8, "output_type": "uint8"}
     assert np.array_equal(ours(num_images=10, **call).images, wanted[-2])
+
+
+def test_the_card_says_how_to_install_what_the_folder_needs(tmp_path: Path) -> None:
+    """One command that names every package, in the versions that this project needs."""
+    make_model(tmp_path / "artifacts/models/teacher")
+    export(tmp_path / "artifacts/models/teacher", tmp_path / "out", licence="MIT", metrics=[], samples=[])
+    (line,) = [line for line in (tmp_path / "out/README.md").read_text().splitlines() if line.startswith("pip ")]
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    wanted = {name: line.partition(";")[0].strip() for line in stated for name in re.findall(r"^[a-z-]+", line)}
+    names = ("torch", "diffusers", "safetensors", "numpy", "pillow")
+    assert shlex.split(line) == ["pip", "install", *(wanted[name] for name in names)]
 
 
 def test_the_example_of_a_trained_model_gives_the_images_that_were_measured(tiny: Project, tmp_path: Path) -> None:

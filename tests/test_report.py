@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -22,7 +23,7 @@ import report_artifacts
 from pipestill import artifacts, cli, previews
 from pipestill.config import Params, check
 from pipestill.errors import InputError
-from pipestill.reporting import figures, gather, grids, results
+from pipestill.reporting import card, figures, gather, grids, results
 from pipestill.reporting.table import results_table
 from pipestill.sampling import pictures
 from pipestill.stages.report import report
@@ -230,6 +231,51 @@ def test_an_untrained_teacher_is_not_held_up_as_a_rival(made: Made, distance: fl
     assert ("train it longer" in gather.verdict(runs, compared, made.body["extractors"])) == far
 
 
+def test_runs_of_different_class_mixes_are_not_ranked_against_each_other(tmp_path: Path) -> None:
+    """Three runs in the mix of the data, where the floor is twice as high, among balanced ones."""
+    own = ("teacher-heun-79", "student-4", "teacher-2m-4")
+    note = "classes without images are left out: <9>"
+    mixes = dict.fromkeys(own, "data")
+    params = report_artifacts.build(tmp_path, mixes=mixes, notes={"teacher-2m-4": [note]})
+    body, page = make(tmp_path, params)
+    found = {one["run"]: one for one in body["comparisons"] if one["extractor"] == "classifier"}
+    assert found["student-10"]["any_budget"] == {"run": "teacher-2m-10", "distance": 1.93, "evaluations": 10}
+    assert found["student-4"]["any_budget"] == {"run": "teacher-heun-79", "distance": 1.52, "evaluations": 79}
+    assert found["student-4"]["same_budget"]["run"] == "teacher-2m-4"
+    assert (found["student-4"]["mix"], found["student-10"]["mix"]) == ("data", "balanced")
+    assert body["verdict"] == (
+        "Among runs with plan=data, student-4: distance 2.36 at 4 evaluations an image, against the teacher's best of "
+        "6.71 at no more and 1.52 at 79; real images score 0.920 (classifier features). "
+        "Among runs with plan=balanced, student-10: distance 1.61 at 10 evaluations an image, against the teacher's "
+        "best of 1.93 at 10 evaluations; real images score 0.920 (classifier features)."
+    )
+    rows = {row[0].split()[0]: row for row in Page(page).rows if row and row[0].strip()}
+    head = next([cell.strip() for cell in row] for row in Page(page).rows if "Evaluations" in map(str.strip, row))
+    place = head.index("Distance")
+    best = {name for name, row in rows.items() if "lowest at its number" in row[place]}
+    assert best == {"teacher-heun-79", "student-4", "student-10", "teacher-heun-9", "teacher-renoise-4"}
+    assert "classes as in the data" in rows["student-4"][0]
+    assert note in rows["teacher-2m-4"][0]
+    assert "classes as" not in rows["student-10"][0]
+    chart = results.distance_chart(body, "classifier")
+    assert chart is not None
+    assert "Lowest" not in chart.description
+    texts = (
+        "real against real 0.920, 100 images, balanced",
+        "real against real 1.84, 100 images, classes as in the data",
+    )
+    assert tuple(rule.label for rule in chart.rules) == texts
+
+
+def test_of_runs_with_different_counts_the_one_nearest_to_its_own_floor_leads(made: Made) -> None:
+    """1,000 images score lower than 100 do, real ones too."""
+    compared = [dict(entry) for entry in made.body["comparisons"]]
+    for entry in compared:
+        if entry["run"] == "student-4":
+            entry |= {"distance": 1.65, "floor": 1.4}  # 0.25 above; student-10 is 0.69 above its 0.92
+    assert gather.verdict(made.body["runs"], compared, made.body["extractors"]).startswith("student-4: distance 1.65")
+
+
 def test_students_that_differ_in_their_seed_alone_are_one_row(tmp_path: Path) -> None:
     repeated = {"student-4-b": (4, 2.60, 9.20, 0.98, 0.92), "student-4-c": (4, 2.66, 9.50, 0.98, 0.92)}
     params = report_artifacts.build(tmp_path, runs=report_artifacts.RUNS | repeated, seeds=2)
@@ -384,6 +430,20 @@ def test_artefacts_of_the_same_name_but_of_other_parameters_are_refused(
         report(check(body), places=report_artifacts.places(made.root), output=tmp_path / "report")
 
 
+def test_artefacts_of_an_older_version_of_their_stage_are_refused(runs: Path) -> None:
+    params = report_artifacts.build(runs)
+    path = runs / "models" / "teacher" / "manifest.json"
+    manifest = artifacts.Manifest.from_json(path.read_text())
+    path.write_text(dataclasses.replace(manifest, version=manifest.version - 1).to_json())
+    said = (
+        rf"models/teacher was made by version {manifest.version - 1} of pipestill train, it is {manifest.version} now"
+    )
+    with pytest.raises(InputError, match=f"{said}: run pipestill train again"):
+        make(runs, params)
+    body, _ = make(runs, params, partial=True)
+    assert "models/teacher" in body["left_out"]
+
+
 def test_runs_of_other_parameters_are_left_alone(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "runs"))
     params = report_artifacts.params({"student-4": None}, seeds=5)
@@ -508,6 +568,41 @@ def test_the_small_table(metrics: Path) -> None:
         "teacher-heun-79             79          1.520           0.990",
         "student-4                    4          2.361           0.984",
     ]
+
+
+def test_the_small_table_names_class_mixes_where_one_is_not_balanced(metrics: Path) -> None:
+    mixes: dict[str, tuple[list[str], list[str]]] = {
+        "floor": (["balanced"], []),
+        "student-4": (["listed"], ["plan=listed samples chosen classes"]),
+        "teacher-heun-79": (["balanced"], []),
+    }
+    for name in mixes:
+        file = metrics / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"mix": ["balanced"]}))
+    assert "class mix" not in results_table(metrics)
+    for name, (mix, notes) in mixes.items():
+        file = metrics / f"{name}.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"mix": mix, "notes": notes}))
+    head, _, *rows = results_table(metrics).splitlines()
+    assert head.endswith("class mix")
+    assert [re.split("  +", row)[-1] for row in rows] == [
+        "balanced",
+        "balanced",
+        "listed; plan=listed samples chosen classes",
+    ]
+
+
+def test_an_exported_card_names_class_mixes_where_one_is_not_balanced() -> None:
+    body = {"fd_classifier": 2.0, "floor_fd_classifier": 1.0, "evaluations": 4, "guidance": 1.0, "mix": ["balanced"]}
+    plain = card._table({"a": body | {"notes": []}})
+    assert plain == [
+        ["run", "evaluations", "guidance", "distance, classifier features", "floor", "class accuracy", "diversity"],
+        ["a", "4", "1.00", "2.00", "1.00", "–", "–"],
+    ]
+    noted = body | {"mix": ["data"], "notes": ["of classes without test images: a|b"]}
+    head, *rows = card._table({"a": body, "b": noted, "c": {**body, "mix": []}})
+    assert head[-1] == "class mix"
+    assert [row[-1] for row in rows] == ["balanced", "data; of classes without test images: a\\|b", "–"]
 
 
 def test_the_small_table_needs_no_torch(metrics: Path) -> None:

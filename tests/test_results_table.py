@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pipestill.errors import InputError
 from pipestill.evaluation.headline import file_of
 from pipestill.reporting.current import Current
 from pipestill.reporting.table import results_table, strays, table
+from pipestill.versions import version_of
 from pipestill.work import run_folder, write_atomic
 from report_artifacts import publish, write_json
 
@@ -26,6 +28,7 @@ import results
 
 NAMED = ("floor", "student-4", "teacher-heun-79")
 OTHERS = ("earlier-4", "other run")
+STAGES = {"model": "train", "samples": "sample", "evaluation": "evaluate"}  # by kind, where it has another name
 METRICS = {
     "floor": {"fd_classifier": 0.9151234, "evaluations": 0, "guidance": None, "images": 500},
     "student-4": {"fd_classifier": 2.25, "evaluations": 4, "guidance": 1.0, "floor_fd_classifier": 0.9151234},
@@ -43,7 +46,7 @@ def make_artefacts(root: Path) -> None:
                 write_json(folder / f"{file}.json", body)
 
         inputs = {f"{number}-{source.path.name}": source.as_input for number, source in enumerate(sources)}
-        return publish(place / name, kind, kind, fill, parameters=section.plain(), inputs=inputs)
+        return publish(place / name, kind, STAGES.get(kind, kind), fill, parameters=section.plain(), inputs=inputs)
 
     dataset = make("dataset", "dataset", params.data)
     reference = make("reference", "reference", params.reference, dataset, floor={"500": METRICS["floor"]})
@@ -67,6 +70,15 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in OTHERS:
         (tmp_path / "metrics" / f"{name}.json").write_text('{"fd_classifier": 1.0}')
     return tmp_path
+
+
+def rewrite(folder: Path, **files: object) -> None:
+    """Gives an artefact other files, with a manifest that says so."""
+    for file, body in files.items():
+        write_json(folder / f"{file}.json", body)
+    manifest = artifacts.Manifest.from_json((folder / "manifest.json").read_text())
+    described = artifacts.describe_files(folder)
+    (folder / "manifest.json").write_text(dataclasses.replace(manifest, files=described).to_json())
 
 
 def shown(folder: Path) -> list[str]:
@@ -133,11 +145,7 @@ def test_a_teachers_other_parameters_leave_the_floor(project: Path) -> None:
 
 
 def test_metrics_without_artefacts_or_of_older_ones_do_not_count(project: Path) -> None:
-    samples = project / "artifacts/samples/student-4"
-    write_json(samples / "payload.json", "sampled again")
-    manifest = artifacts.Manifest.from_json((samples / "manifest.json").read_text())
-    files = artifacts.describe_files(samples)
-    (samples / "manifest.json").write_text(dataclasses.replace(manifest, files=files).to_json())
+    rewrite(project / "artifacts/samples/student-4", payload="sampled again")
     (project / "artifacts/evaluations/teacher-heun-79/manifest.json").unlink()
     (project / "metrics/floor.json").write_text('{"fd_classifier": 0.5}')
     assert notes(project) == {
@@ -146,6 +154,51 @@ def test_metrics_without_artefacts_or_of_older_ones_do_not_count(project: Path) 
         "current one",
         "teacher-heun-79": "artifacts/evaluations/teacher-heun-79 is not here",
     }
+
+
+def test_a_floor_file_counts_with_every_count_or_not_at_all(project: Path) -> None:
+    """metrics/floor.json holds the first floor, and all of them where there are several."""
+    floors = [METRICS["floor"], METRICS["floor"] | {"fd_classifier": 0.5, "images": 1000}]
+    rewrite(project / "artifacts/reference", floor={str(floor["images"]): floor for floor in floors})
+    file = project / "metrics/floor.json"
+    stale = "the file does not hold the metrics of artifacts/reference: run pipestill reference again"
+    for held, counts in (([floors[0]], False), (floors[::-1], False), ([floors[1]], False), (floors, True)):
+        file.write_text(file_of(held))
+        said = notes(project).get("real against real")
+        assert (said is None) if counts else (said == stale), held
+    file.write_text(file_of(floors).replace("0.5", "0.6"))
+    assert notes(project)["real against real"] == stale
+
+
+@pytest.mark.parametrize(
+    ("folder", "stage", "rows"),
+    [
+        ("models/teacher", "train", ("student-4", "teacher-heun-79")),
+        ("evaluations/student-4", "evaluate", ("student-4",)),
+    ],
+)
+def test_what_another_version_of_a_stage_made_does_not_count(
+    project: Path, folder: str, stage: str, rows: tuple[str, ...]
+) -> None:
+    now = version_of(stage)
+    assert now is not None
+    path = project / "artifacts" / folder / "manifest.json"
+    manifest = artifacts.Manifest.from_json(path.read_text())
+    path.write_text(dataclasses.replace(manifest, version=now - 1).to_json())
+    why = f"artifacts/{folder} was made by version {now - 1} of pipestill {stage}, it is {now} now"
+    assert {row: note for row, note in notes(project).items() if row in rows} == dict.fromkeys(rows, why)
+
+
+def test_of_equal_payloads_one_that_stands_is_enough(project: Path) -> None:
+    """A second student of the same bytes lies before the one that was sampled, and was made with other parameters."""
+    students = config.load(project / "params.yaml").distillation.students
+    first = next(iter(students))
+    assert first != "student-4"
+    twin = project / "artifacts/models" / first
+    shutil.copytree(project / "artifacts/models/student-4", twin)
+    manifest = artifacts.Manifest.from_json((twin / "manifest.json").read_text())
+    assert dict(manifest.parameters) != students[first].plain()
+    assert notes(project) == {}
 
 
 def test_every_artefact_that_parameters_ask_for_is_judged() -> None:

@@ -15,7 +15,7 @@ from pipestill import artifacts, config
 from pipestill.artifacts import MANIFEST, Artifact, InputEntry
 from pipestill.config import Params, Section
 from pipestill.errors import InputError
-from pipestill.evaluation.headline import is_headline
+from pipestill.evaluation.headline import is_file_of
 from pipestill.pipeline import Pipeline, Stage
 
 
@@ -140,7 +140,7 @@ class Standing:
                 copy = json.loads((self.pipeline.root / path).read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 return f"{path} is missing or cannot be read: pipestill {stage.name} writes it"
-            if not any(is_headline(copy, original) for original in originals):
+            if not is_file_of(copy, originals):
                 return f"{path} does not hold the metrics of {stage.output}: run pipestill {stage.name} again"
         return None
 

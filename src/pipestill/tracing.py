@@ -13,7 +13,7 @@ from pathlib import Path
 from pipestill import artifacts
 from pipestill.artifacts import MANIFEST, Artifact, InputEntry
 from pipestill.errors import InputError
-from pipestill.evaluation.headline import is_headline
+from pipestill.evaluation.headline import is_file_of
 from pipestill.standing import figures_of, open_any
 from pipestill.userfiles import read_text, unreadable
 
@@ -88,7 +88,7 @@ def _artifact_of(path: Path, known: Mapping[InputEntry, Artifact]) -> Artifact:
         if not isinstance(body, dict):
             raise InputError(f"{path} holds no metrics: name metrics/RUN.json")
         for artifact in sorted(known.values(), key=lambda artifact: artifact.path.name != path.stem):
-            if any(is_headline(body, original) for original in figures_of(artifact)):
+            if is_file_of(body, figures_of(artifact)):
                 return artifact
         raise InputError(f"no artefact here has the metrics in {path}: pull the artefacts (dvc pull) or run the stage")
     raise InputError(f"{path} belongs to no artefact: name an artefact, a file in one, or metrics/RUN.json")

@@ -27,8 +27,6 @@ def file_of(metrics: Sequence[Mapping[str, Any]]) -> str:
     return json.dumps(body, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def is_headline(body: Any, metrics: Mapping[str, Any]) -> bool:
-    """Whether a metrics file holds what `headline` takes from these metrics."""
-    return isinstance(body, Mapping) and {key: value for key, value in body.items() if key != "counts"} == headline(
-        metrics
-    )
+def is_file_of(body: Any, metrics: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the body of a metrics file is what `file_of` writes of these metrics, further counts included."""
+    return bool(metrics) and body == json.loads(file_of(metrics))

@@ -106,19 +106,30 @@ def _made_by(link: Link) -> str:
     return f"pipestill {manifest.stage}, version {manifest.version}"
 
 
+def _cell(text: str) -> str:
+    """A text with names that users chose, as one cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
 def _table(metrics: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """A row a run, its head first: cost, distances beside their floors, accuracy and diversity where measured."""
+    """A row a run, its head first: cost, distances beside their floors, accuracy and diversity where measured.
+
+    The class mix stands there too where one is not balanced or has notes.
+    """
     if not metrics:
         return []
     spaces = figures.extractors(metrics.values())
     head = ["run", "evaluations", "guidance"]
     for space in spaces:
         head += [f"distance, {figures.extractor_title(space)}", "floor"]
-    rows = [[*head, "class accuracy", "diversity"]]
+    mixes = {name: figures.class_mix(run) for name, run in metrics.items()}
+    mixed = any(mix not in ("", "balanced") for mix in mixes.values())
+    rows = [[*head, "class accuracy", "diversity", *(["class mix"] if mixed else [])]]
     for name in sorted(metrics):
         run = metrics[name]
+        mix = [_cell(mixes[name] or figures.DASH)] if mixed else []
         row = [name, f"{figures.value(run, 'evaluations') or 0:g}", figures.short(figures.value(run, "guidance"))]
         for space in spaces:
             row += [figures.short(figures.value(run, f"fd_{space}")), figures.short(figures.floor_of(run, space))]
-        rows.append([*row, *(figures.short(figures.value(run, key)) for key in ("class_accuracy", "diversity"))])
+        rows.append([*row, *(figures.short(figures.value(run, key)) for key in ("class_accuracy", "diversity")), *mix])
     return rows

@@ -15,7 +15,8 @@ from typing import Any
 from pipestill.artifacts import MANIFEST, Manifest
 from pipestill.config import Params
 from pipestill.errors import InputError
-from pipestill.evaluation.headline import is_headline
+from pipestill.evaluation.headline import is_file_of
+from pipestill.versions import superseded
 
 FLOOR = "floor"
 
@@ -54,8 +55,7 @@ class Current:
         problem = self.problem(folder)
         if problem is not None:
             return problem
-        metrics = self._metrics(folder)
-        if not any(is_headline(body, original) for original in metrics):
+        if not is_file_of(body, self._metrics(folder)):
             stage = "reference" if run == FLOOR else "evaluate"
             return f"the file does not hold the metrics of artifacts/{folder}: run pipestill {stage} again"
         return None
@@ -85,6 +85,9 @@ class Current:
         place = f"artifacts/{node.folder}"
         if manifest is None or manifest.kind != node.kind:
             return f"{place} is not here"
+        old = superseded(manifest)
+        if old is not None:
+            return f"{place} {old}"
         if dict(manifest.parameters) != dict(node.parameters):
             return f"{place} was made with different parameters"
         kinds = {other.kind for other in self.nodes.values()}
@@ -95,9 +98,9 @@ class Current:
             sources = [folder for folder in same if self._payload(folder) == entry.payload]
             if not sources:
                 return f"{place} was made from a different {entry.kind} ({name}) than the current one"
-            problem = self.problem(sources[0])
-            if problem is not None:
-                return problem
+            problems = [self.problem(folder) for folder in sources]
+            if None not in problems:  # equal payloads may lie in several places
+                return problems[0]
         return None
 
     def _payload(self, folder: str) -> str | None:

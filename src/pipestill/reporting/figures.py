@@ -130,6 +130,11 @@ def excess_of(metrics: Metrics, extractor: str) -> float | None:
     return value(metrics, f"excess_fd_{extractor}")
 
 
+def class_mix(metrics: Metrics) -> str:
+    """The class mix of a row, and what of it could not be matched."""
+    return "; ".join([*metrics.get("mix", []), *metrics.get("notes", [])])
+
+
 def decimals(values: Iterable[float | None]) -> int:
     """Decimals for a column: three digits of its smallest value, or two where its largest would have more than four."""
     sizes = [abs(found) for found in values if found]

@@ -214,6 +214,7 @@ def comparisons(runs: Sequence[Mapping[str, Any]], space: str) -> list[Body]:
             {
                 "extractor": space,
                 "run": run["name"],
+                "mix": run["mix"],
                 "distance": run["metrics"][key],
                 "evaluations": budget,
                 "same_budget": _lowest(affordable, key),
@@ -232,18 +233,33 @@ def _lowest(runs: Sequence[Mapping[str, Any]], key: str) -> Body | None:
 
 
 def verdict(runs: Sequence[Mapping[str, Any]], compared: Sequence[Mapping[str, Any]], spaces: Sequence[str]) -> str:
-    """One sentence: the student that comes closest, beside the teacher at its best and at the same budget."""
+    """The student that comes closest, beside the teacher at its best and at the same budget.
+
+    Distances of different class mixes are not compared: where runs have several, each has a sentence of its own.
+    """
     if not runs:
         return "No run has been measured yet."
-    space = spaces[0]
-    students = [comparison for comparison in compared if comparison["extractor"] == space]
-    if not students:
-        best = min(runs, key=lambda run: run["metrics"][f"fd_{space}"])
-        return (
-            f"{best['name']} comes closest: {figures.short(best['metrics'][f'fd_{space}'])} "
-            f"({figures.extractor_title(space)}) with {_times(best['metrics']['evaluations'])} an image."
-        )
-    best = min(students, key=lambda comparison: comparison["distance"])
+    space, mixes = spaces[0], list(dict.fromkeys(run["mix"] for run in runs))
+    found = []
+    for mix in mixes:
+        students = [one for one in compared if one["extractor"] == space and one["mix"] == mix]
+        measured = [run for run in runs if run["mix"] == mix and f"fd_{space}" in run["metrics"]]
+        if measured:
+            text = _closest_student(students, space) if students else _closest(measured, space)
+            found.append(text if len(mixes) == 1 else f"Among runs with plan={mix}, {text}")
+    return " ".join(found)
+
+
+def _closest(runs: Sequence[Mapping[str, Any]], space: str) -> str:
+    best = min(runs, key=lambda run: _excess(run["metrics"][f"fd_{space}"], run["metrics"].get(f"floor_fd_{space}")))
+    return (
+        f"{best['name']} comes closest: {figures.short(best['metrics'][f'fd_{space}'])} "
+        f"({figures.extractor_title(space)}) with {_times(best['metrics']['evaluations'])} an image."
+    )
+
+
+def _closest_student(students: Sequence[Mapping[str, Any]], space: str) -> str:
+    best = min(students, key=lambda comparison: _excess(comparison["distance"], comparison["floor"]))
     text = f"{best['run']}: distance {figures.short(best['distance'])} at {_times(best['evaluations'])} an image"
     same, any_budget = best["same_budget"], best["any_budget"]
     if same and any_budget and same != any_budget:
@@ -258,6 +274,11 @@ def verdict(runs: Sequence[Mapping[str, Any]], compared: Sequence[Mapping[str, A
     if best["floor"] and any_budget and any_budget["distance"] > FAR * best["floor"]:
         text += " The teacher itself is still far from real images: train it longer before you judge its students."
     return text
+
+
+def _excess(distance: float, floor: float | None) -> float:
+    """What is left to gain: the floor depends on the number of images."""
+    return distance - (floor or 0.0)
 
 
 def _times(count: float) -> str:

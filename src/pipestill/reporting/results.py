@@ -240,10 +240,12 @@ def distance_chart(body: Mapping[str, Any], space: str) -> Chart | None:
     rules = tuple(_rule(floor, key, len(body["floors"]) > 1) for floor in body["floors"] if key in floor["metrics"])
     values = [point.y for one in series for point in one.points] + [rule.y for rule in rules]
     lowest = min((point for one in series for point in one.points), key=lambda point: point.y)
+    one_mix = len({run["mix"] for run in body["runs"]}) == 1  # distances of different ones are not compared
     title = figures.extractor_title(space)
     return Chart(
         title=f"Distance against evaluations, {title}",
-        description=f"{sum(len(one.points) for one in series)} runs in {len(series)} series. Lowest: {lowest.tip}.",
+        description=f"{sum(len(one.points) for one in series)} runs in {len(series)} series."
+        + (f" Lowest: {lowest.tip}." if one_mix else ""),
         x_label="evaluations an image",
         y_label=f"distance, {title}",
         series=series,

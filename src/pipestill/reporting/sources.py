@@ -10,6 +10,7 @@ from pipestill import artifacts
 from pipestill.artifacts import Artifact, InputEntry
 from pipestill.config import Params, Section
 from pipestill.errors import InputError
+from pipestill.versions import superseded
 
 GROUPS = {"model": "models", "tuned": "tuned", "samples": "samples", "evaluation": "evaluations"}
 
@@ -117,12 +118,15 @@ def _require(problem: str | None) -> None:
 
 
 def _otherwise(artifact: Artifact, section: Section) -> str | None:
-    """Says that an artefact was made with other parameters than its section states: names are shared by experiments."""
+    """Says that an artefact was made by an older stage, or with other parameters than its section states.
+
+    Names are shared by experiments.
+    """
     manifest = artifact.manifest
-    if dict(manifest.parameters) == section.plain():
-        return None
-    what = f"{artifact.path} was made with different parameters than the current ones"
-    return f"{what}: run pipestill {manifest.stage} again"
+    why = superseded(manifest)
+    if why is None and dict(manifest.parameters) != section.plain():
+        why = "was made with different parameters than the current ones"
+    return None if why is None else f"{artifact.path} {why}: run pipestill {manifest.stage} again"
 
 
 def _stranger(artifact: Artifact, known: Mapping[str, Mapping[str, Path]]) -> str | None:

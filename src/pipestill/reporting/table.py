@@ -77,8 +77,9 @@ def _made(runs: dict[str, Metrics], notes: dict[str, str], seconds: dict[str, fl
     wanted = [*(f"fd_{space}" for space in spaces), "class_accuracy", "diversity"]
     found = [key for key in wanted if any(key in metrics for metrics in runs.values())]
     made += [(key, _column(runs, order, key)) for key in found]
-    if any(_mix(runs[name]) not in ("", "balanced") for name in order):
-        made.append(("class mix", [_mix(runs[name]) or figures.DASH for name in order]))
+    mixes = [figures.class_mix(runs[name]) for name in order]
+    if any(mix not in ("", "balanced") for mix in mixes):
+        made.append(("class mix", [mix or figures.DASH for mix in mixes]))
     if any(value is not None for value in seconds.values()):
         made.append((TIME, [figures.duration(seconds.get(name)) for name in order]))
     return Table(made, [notes.get(name) for name in order])
@@ -120,11 +121,6 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InputError(f"{file} holds no metrics: run pipestill evaluate again")
     return body
-
-
-def _mix(metrics: dict[str, Any]) -> str:
-    """The class mix of a row, and what of it could not be matched."""
-    return "; ".join([*metrics.get("mix", []), *metrics.get("notes", [])])
 
 
 def _place(name: str, metrics: dict[str, Any], spaces: list[str]) -> tuple[bool, float, float, str]:

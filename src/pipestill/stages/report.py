@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pipestill.reporting.page import Local, Preview
     from pipestill.reporting.sources import Places, Sources
 
-VERSION = 6
+VERSION = 7
 PAGE = "index.html"
 PICTURES = (".png", ".webp")
 PREVIEWS = 6  # shown of each model
