@@ -24,6 +24,7 @@ import forked
 from pipestill import cli
 from pipestill.stopping import handlers_kept
 
+SLOWLY = {"preview.every": 1, "preview.share": 1, "preview.each": 1}  # of `operation`: a preview after every update
 PATIENCE = 120.0  # seconds after which a command that should have ended or begun counts as hung
 
 
@@ -94,12 +95,14 @@ class Command:
         self.kill_all()
         raise AssertionError(f"nothing happened in {PATIENCE} s:\n{self.output}")
 
-    def kill_all(self) -> None:
-        """SIGKILL to the whole process group, as a power cut would."""
+    def kill_all(self) -> bool:
+        """SIGKILL to the whole process group, as a power cut would; whether the command ran until then."""
         ranks = self.children()
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        code = self.process.wait()
         wait_for_end(ranks)
+        return code == -signal.SIGKILL
 
     def children(self) -> list[int]:
         """Process ids of its ranks, in order of rank."""
@@ -187,8 +190,11 @@ def saved_states(runs: Path) -> int:
 
 
 def kill_and_resume(command: Sequence[object], folder: Path, *, kills: int, updates: int, chance: random.Random) -> str:
-    """Kills a training that writes `folder/m` at random updates, then lets it end; returns the payload digest."""
-    runs = folder / "runs"
+    """Kills a training that writes `folder/m` at random updates, then lets it end; returns the payload digest.
+
+    At least one kill must have come while it trained; slow updates (`SLOWLY`) see to it.
+    """
+    runs, landed = folder / "runs", 0
     for left in range(kills, 0, -1):
         target = steps_logged(runs) + chance.randint(1, updates // 2)
 
@@ -197,8 +203,9 @@ def kill_and_resume(command: Sequence[object], folder: Path, *, kills: int, upda
 
         attempt = Command(*command, runs=runs)
         if attempt.wait_until(far_enough):
-            attempt.kill_all()
+            landed += attempt.kill_all()
         if (folder / "m" / "manifest.json").exists():
             break
+    assert landed, "it ended before any kill"
     finish(*command, runs=runs)
     return payload(folder / "m")

@@ -99,6 +99,12 @@ def _of_each_kind(body: Body) -> dict[str, Body]:
     return kept
 
 
+def kinds_of_runs(params: Params) -> set[str]:
+    """What a run is in all at once, for every run: sampler, plan, model and how that was trained."""
+    body = params.plain()
+    return {repr(sorted(_kind_of_run(run, body).items())) for run in body["sampling"]["runs"].values()}
+
+
 def _kind_of_run(run: Body, body: Body) -> Body:
     model = run["model"]
     student = body["distillation"]["students"].get(model)

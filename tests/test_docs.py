@@ -62,6 +62,23 @@ PARSED = {
     "--deadline-min 30": "starts two ranks",
     "pipestill train --name teacher --dataset artifacts/dataset --output artifacts/models/teacher "
     "'operation.trackers=[tensorboard,mlflow,wandb]' operation.preview.every=200": "needs the trackers' packages",
+    "dvc exp run --set-param distillation.students.student-10.generator_lr=1e-4": "trains; test_experiments.py has one",
+    "dvc exp run --queue --name rate --set-param distillation.students.student-4.generator_lr=1e-5,5e-5,2e-4": "leaves "
+    "a queue; test_experiments.py has one",
+    "dvc exp run --queue --name rate-2 --set-param distillation.students.student-4.generator_lr=5e-5": "leaves a queue",
+    "dvc exp run --run-all": "trains what is queued; test_experiments.py has one",
+    "dvc exp apply rate-2": "needs the queue's experiment; test_experiments.py has one",
+    "dvc queue remove --failed": "needs the queue's workers; test_experiments.py has one",
+    "dvc remote add --default store /shared/store": "the folder is the reader's; test_shared_cache.py has one",
+    "dvc push": "needs the reader's store; test_shared_cache.py has one",
+    "dvc pull": "needs the reader's store; test_shared_cache.py has one",
+    "dvc remote modify store endpointurl https://s3.example.org": "needs the reader's store",
+    "dvc remote modify --local store access_key_id KEY": "needs the reader's store",
+    "dvc remote modify --local store secret_access_key SECRET": "needs the reader's store",
+    "dvc config cache.dir /shared/cache": "the folder is the reader's; test_shared_cache.py has one",
+    "dvc config cache.shared group": "the cache is the reader's; test_shared_cache.py has one",
+    "dvc metrics diff main~1 main": "needs two commits with results",
+    "dvc plots diff main~1 main -o dvc_plots": "needs two commits with results",
 }
 # Commands that nothing here looks at, and why.
 SKIPPED = {
@@ -116,9 +133,14 @@ def test_no_exception_is_stale() -> None:
     assert all(len(reason.split()) > 1 for reason in (*PARSED.values(), *SKIPPED.values()))
 
 
-def parse(words: list[str]) -> None:
-    """Checks the arguments of a `pipestill` command as the command line does."""
-    running.parser_of(words[0], running.module_of(words[0])).parse_args(words[1:])
+def parse(tool: str, words: list[str]) -> None:
+    """Checks the arguments of a `pipestill` or `dvc` command as the command line does."""
+    if tool == "dvc":
+        from dvc.cli import parse_args
+
+        parse_args(words)
+    else:
+        running.parser_of(words[0], running.module_of(words[0])).parse_args(words[1:])
 
 
 PLANNED: set[tuple[str, ...]] = set()  # what Snakemake planned already, on another page
@@ -130,7 +152,7 @@ def run(command: str, project: Project, elsewhere: Path) -> None:
         return
     tool, *words = shlex.split(command.replace("/tmp/", f"{elsewhere}/"))
     if command in PARSED:
-        parse(words)
+        parse(tool, words)
     elif tool == "pipestill":
         project.here(*words)
     elif tool == "snakemake":
@@ -139,9 +161,7 @@ def run(command: str, project: Project, elsewhere: Path) -> None:
             PLANNED.add(dry)
             project.run("snakemake", *dry, "--quiet", "all")
     elif tool == "dvc":
-        from dvc.cli import parse_args
-
-        parse_args(words)
+        project.dvc(*words)
     elif tool == "make":
         subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, capture_output=True)
     elif tool == "python":
@@ -181,10 +201,15 @@ def test_what_a_page_shows_runs(page: Path, tiny: Project, tmp_path: Path, monke
 
 @pytest.mark.parametrize("command", PARSED)
 def test_arguments_are_really_checked(command: str) -> None:
-    words = shlex.split(command)[1:]
-    parse(words)
-    with pytest.raises(InputError, match="there is no option --no-such-option"):
-        parse([*words, "--no-such-option"])
+    from dvc.cli import DvcParserError
+
+    tool, *words = shlex.split(command)
+    parse(tool, words)
+    refusal: tuple[type[Exception], str] = (InputError, "there is no option --no-such-option")
+    with pytest.raises(
+        refusal[0] if tool == "pipestill" else DvcParserError, match=refusal[1] if tool == "pipestill" else ""
+    ):
+        parse(tool, [*words, "--no-such-option"])
 
 
 def inline_commands() -> set[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +18,12 @@ import yaml
 
 from images import class_folders
 from pipestill import configure, distributed, planning
+from pipestill.diffusion.edm import EDM
+from pipestill.distillation.dmd2 import Distillation
 from pipestill.durations import duration
 from pipestill.estimating import PUBLISHING, REPORT, Estimate, Sizes, Speeds, makespan
+from pipestill.training import trial
+from pipestill.training.teacher import TeacherTraining
 from pipestill.training.trial import Trial
 from workflow_project import TINY, Project
 
@@ -31,6 +38,41 @@ SPEEDS = Speeds(
     update={"teacher": 0.5, "student-4": 1.5},
 )
 OVER = 2.0 + PUBLISHING
+UPDATE, TURN, CALL = 0.5, 1.5, 0.002  # seconds of a teacher's and a student's update, and of an image's evaluation
+FACTOR = 1.5  # by which an estimate may miss
+UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+
+
+class Clock:
+    """A clock that goes only where a step says what it costs."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def read(self) -> float:
+        return self.now
+
+    process_time = perf_counter = monotonic = time = read
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Every step of a network has a known cost, whatever this machine does meanwhile."""
+    made = Clock()
+
+    def costs(owner: type, name: str, seconds: Callable[..., float]) -> None:
+        def step(self: Any, *arguments: Any) -> Any:
+            made.now += seconds(*arguments) * torch.get_num_threads()  # of processor time
+            return arguments[0]
+
+        monkeypatch.setattr(owner, name, step)
+
+    costs(TeacherTraining, "update", lambda step: UPDATE)
+    costs(Distillation, "update", lambda step: TURN)
+    costs(EDM, "forward", lambda x, sigma, condition: CALL * len(x))
+    for module in (trial, planning):
+        monkeypatch.setattr(module, "time", made)
+    return made
 
 
 def bomb() -> bytes:
@@ -227,3 +269,40 @@ def test_snakemake_says_at_its_start_how_long_it_will_take(tiny: Project, tmp_pa
     project.here("config", *TINY, "sampling.runs.student-4.seeds=[8]")
     said = project.snakemake("artifacts/samples/student-4/manifest.json", **on)
     assert re.search(r"^all +\d+ s on \d+ cores \(1 stage\)$", said, re.MULTILINE)
+
+
+def seconds_in(text: str) -> float:
+    """The length of time that a line of the estimate names, in seconds."""
+    said = text.split(" on ")[0].partition("  ")[2]
+    return float(sum(int(count) * UNITS[unit] for count, unit in re.findall(r"(\d+) (s|min|h|d)\b", said)))
+
+
+def test_what_the_command_says_is_what_known_steps_cost(tiny: Project, tmp_path: Path, clock: Clock) -> None:
+    """A teacher of 1200 updates and a student of 400, whose steps take as long as the clock says."""
+    project = tiny.copy(tmp_path / "project")
+    project.here(
+        *("config", *TINY),
+        "teachers.teacher.training.iterations=1200",
+        "distillation.students.student-4.iterations=400",
+    )
+    summary = json.loads((project.root / "artifacts/dataset/manifest.json").read_text())["summary"]
+    lines = project.here("config", "--estimate").splitlines()
+    said = {line.split()[0]: seconds_in(line) for line in lines if "  " in line}
+    train = 1200 * UPDATE + 200 * summary["parts"]["validation"] * CALL
+    distill = 400 * TURN + 200 * 40 * 2 * CALL
+    for address, costs in (("train@teacher", train), ("distill@student-4", distill), ("all", train + distill)):
+        assert costs / FACTOR < said[address] < costs * FACTOR, (address, costs, lines)
+
+
+def test_measuring_ends_with_its_budget(clock: Clock) -> None:
+    """Beyond the budget goes the step that was begun within it; what was not reached is told from the network."""
+    params = configure.compose(TINY)
+    stages = [("train", "teacher"), ("distill", "student-4"), ("sample", "teacher-2m-4")]
+    for budget in (0.0, 1.0, 3.0):
+        begun = clock.now
+        with distributed.world(device="cpu", threads=1) as world:
+            found = Trial(params, 10, world, budget=budget).speeds(stages, SIZES, 0.0, 0.0)
+        assert clock.now - begun <= budget + 2 * TURN + 2 * UPDATE, budget
+        assert found.forward["teacher"] == pytest.approx(CALL)
+        assert found.update["teacher"] > 0
+        assert found.update["student-4"] > 0

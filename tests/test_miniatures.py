@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from miniatures import EXPERIMENTS, composed, few_images, small, small_inception, write_inputs
+from miniatures import EXPERIMENTS, composed, few_images, kinds_of_runs, small, small_inception, write_inputs
 from pipestill import configure, digests, pipeline
 from pipestill.config import Params
 from pipestill.pipeline import Stage
@@ -73,9 +74,11 @@ def test_every_experiment_reaches_its_report(
     assert {run["name"] for run in body["runs"]} == set(params.sampling.runs)
     assert {model["name"] for model in body["models"]} == set(params.models)
     assert body["left_out"] == []
-    space = params.reference.protocol.extractors[0]
+    distances = [f"{kind}_{space}" for space in params.reference.protocol.extractors for kind in ("fd", "floor_fd")]
     for run in body["runs"]:
-        assert f"fd_{space}" in run["metrics"], run["name"]
+        metrics = json.loads((project.root / "artifacts/evaluations" / run["name"] / "metrics.json").read_text())
+        assert all(math.isfinite(metrics[key]) and metrics[key] > 0 for key in distances), (run["name"], metrics)
+        assert {key: run["metrics"][key] for key in distances} == {key: metrics[key] for key in distances}
         assert bool(run["intervals"]) == (len(params.sampling.runs[run["name"]].seeds) > 1)
     table = project.here("report", "--print-table", "metrics")
     assert all(f"\n{name} " in table for name in params.sampling.runs)
@@ -103,3 +106,4 @@ def test_a_miniature_differs_from_its_experiment_in_sizes_only(experiment: str) 
         }
 
     assert kinds(miniature) == kinds(whole)
+    assert kinds_of_runs(miniature) == kinds_of_runs(whole)

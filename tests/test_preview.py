@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from commands import can_mount, here, payload
@@ -23,7 +27,7 @@ from pipestill.distributed import World
 from pipestill.errors import InputError
 from pipestill.networks.model import load_model
 from pipestill.previews import previews_of
-from pipestill.sampling import preview
+from pipestill.sampling import background, preview
 from pipestill.sampling.background import PictureWriter
 from pipestill.sampling.preview import Previews
 from pipestill.training.ema import Ema
@@ -380,9 +384,9 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 
 
 def test_a_training_goes_on_while_a_file_system_hangs_and_gives_the_same_weights(
-    tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, digits: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Opening a pipe that nobody reads hangs as a file system does whose server is gone."""
+    """Opening a pipe that nobody reads hangs as a file system does whose server is gone; an hour passes meanwhile."""
     runs = tmp_path / "runs"
     training = {"teachers.teacher.training": {"iterations": 6, "batch": 16, "validate_every": 0}}
     shown = {"every": 2, "share": 1, "rows": 2, "each": 2}
@@ -411,11 +415,27 @@ def test_a_training_goes_on_while_a_file_system_hangs_and_gives_the_same_weights
         path.unlink()
     os.mkfifo(pipe)
     capsys.readouterr()
-    operation = {"preview": shown | {"patience": 0.01}}
-    here(*arguments(tmp_path, digits, "again", operation=operation, **training), runs=runs)
-    said = capsys.readouterr().err
     hung = pipe.with_name("epoch_0000_rank_0_sample_01.png")
-    assert said.count(f"{hung} has been written for more than 0.01 s: does its file system hang?") == 1
+    hangs, now, given = threading.Event(), [0.0], list[Path]()
+    write, put = background.save_png, background.PictureWriter.put
+
+    def written(picture: NDArray[np.uint8], path: Path) -> None:
+        if path == hung:
+            now[0] = 3600.0
+            hangs.set()
+        write(picture, path)
+
+    def put_in_turn(self: background.PictureWriter, what: str, pictures: background.Pictures) -> bool:
+        assert not given or hangs.wait(60)
+        given.extend(path for path in pictures if path == hung)
+        return put(self, what, pictures)
+
+    monkeypatch.setattr(background, "save_png", written)
+    monkeypatch.setattr(background.PictureWriter, "put", put_in_turn)
+    monkeypatch.setattr(background, "time", SimpleNamespace(monotonic=lambda: now[0], thread_time=time.thread_time))
+    here(*arguments(tmp_path, digits, "again", operation={"preview": shown}, **training), runs=runs)
+    said = capsys.readouterr().err
+    assert said.count(f"{hung} has been written for more than 30 s: does its file system hang?") == 1
     assert "preview after update 6: not written: the file system still hangs" in said
     assert payload(tmp_path / "again") == payload(tmp_path / "plain")
     assert {path.name for path in work.rglob("*.png")} == {"epoch_0000_rank_0_sample_00.png"}

