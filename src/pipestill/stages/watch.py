@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pipestill.sampling.recipe import Recipe
     from pipestill.training.following import Description
 
-VERSION = 1
+VERSION = 2
 TABLE, SETTINGS, BEST, PENDING = "checkpoints.csv", outputs.WATCH.file, "best", "pending"
 PUBLISHED = "published"  # the training's model, once that is there
 EVALUATED, PRUNED, UNREADABLE, NOT_FINITE = "evaluated", "pruned", "unreadable", "not finite"
