@@ -158,7 +158,7 @@ def test_metrics_without_artefacts_or_of_older_ones_do_not_count(project: Path) 
 
 def test_a_floor_file_counts_with_every_count_or_not_at_all(project: Path) -> None:
     """metrics/floor.json holds the first floor, and all of them where there are several."""
-    floors = [METRICS["floor"], METRICS["floor"] | {"fd_classifier": 0.5, "images": 1000}]
+    floors = [METRICS["floor"], METRICS["floor"] | {"fd_classifier": 0.5, "images": 700}]
     rewrite(project / "artifacts/reference", floor={str(floor["images"]): floor for floor in floors})
     file = project / "metrics/floor.json"
     stale = "the file does not hold the metrics of artifacts/reference: run pipestill reference again"
