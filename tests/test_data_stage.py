@@ -637,8 +637,8 @@ def test_check_says_what_small_and_uneven_classes_mean(run: Run, capsys: pytest.
     assert notes == [
         "  note: 2 classes (one: 1, pair: 2) have no validation image: choices made on the validation part do "
         "not consider them; add images or merge classes",
-        "  note: 1 class (one: 1) has no test image: metrics say nothing about them, and samples of them count "
-        "as unlike the test images; add images or merge classes",
+        "  note: 1 class (one: 1) has no test image: metrics say nothing about them, and their samples make "
+        "every distance worse; add images or merge classes",
         "  note: 2 classes (pair: 1, middle: 6) have fewer than 10 test images: one image more or less changes the "
         "metrics of such a class by 16 points or more",
         "  note: the largest class (big, 60 images) has 60 times the images of the smallest (one, 1): distances "
