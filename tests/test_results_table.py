@@ -244,6 +244,10 @@ def test_a_folder_of_other_runs_alone_and_params_that_are_not_in_order(
 
 
 def test_doctor_says_how_to_remove_them(project: Path) -> None:
+    assert list(doctor.metrics(project)) == [], "pipestill clean leaves what pipestill did not write"
+    for name in OTHERS:
+        earlier = METRICS["student-4"] | {"images": 500, "seeds": 1}
+        (project / "metrics" / f"{name}.json").write_text(file_of([earlier]))
     (line,) = doctor.metrics(project)
     assert line.state == "warn"
     assert line.text.endswith("does not name: metrics/earlier-4.json, metrics/other run.json: pipestill clean")

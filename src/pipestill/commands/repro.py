@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     # all attempts are one run: none may go on with parameters that were edited meanwhile
-    kept = {started.PARAMS: str(started.keep(config.read_text(FILE)))} if FILE.is_file() else {}
+    kept = {started.PARAMS: str(started.keep(config.text_of(FILE)))} if FILE.is_file() else {}
     for attempt in range(1, options.attempts + 1):
         code, stopped = tools.dvc_repro(Path.cwd(), [*options.rest, *(["--quiet"] if options.quiet else [])], kept)
         if code == 0:

@@ -54,8 +54,8 @@ from pipestill.config.reading import (
     check_section,
     load,
     read_parameters,
-    read_text,
     same,
+    text_of,
 )
 from pipestill.config.runs import (
     ChurnParams,
@@ -138,6 +138,6 @@ __all__ = [
     "parse_overrides",
     "parse_yaml",
     "read_parameters",
-    "read_text",
     "same",
+    "text_of",
 ]

@@ -25,7 +25,7 @@ def same(found: Any, stated: Any) -> bool:
     return bool(found == stated) or (isinstance(found, str) and parse_yaml(found) == stated)
 
 
-def read_text(path: Path) -> str:
+def text_of(path: Path) -> str:
     """The text of a parameter file. Raises InputError where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def read_text(path: Path) -> str:
 
 def read_parameters(path: Path) -> dict[str, Any]:
     """The plain values of a parameter file, not yet checked. Raises InputError where it cannot be read."""
-    body = parse_yaml(read_text(path), str(path))
+    body = parse_yaml(text_of(path), str(path))
     if not isinstance(body, dict):
         raise InputError(f"{path} holds no parameters: write it again with pipestill config")
     return body
