@@ -6,12 +6,14 @@ A mix is an array of one non-negative number per class, in any unit; a class wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Plan = Literal["balanced", "data"]
+if TYPE_CHECKING:
+    from pipestill.config.fields import MixName
+
 WITHIN, SHARE = 2, 0.05  # images of a class, and share of them, by which a split of whole images may miss a mix
 
 
@@ -20,7 +22,7 @@ def counts(labels: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
     return np.bincount(labels[labels >= 0], minlength=classes).astype(np.int64)
 
 
-def of_plan(plan: Plan, images: NDArray[np.int64]) -> NDArray[np.int64]:
+def of_plan(plan: MixName, images: NDArray[np.int64]) -> NDArray[np.int64]:
     """The mix of a plan, from the train part's images per class: `data` as they are, `balanced` 1 for any."""
     return images if plan == "data" else (images > 0).astype(np.int64)
 
