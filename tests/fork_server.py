@@ -70,6 +70,8 @@ READ_LATE = (
         "FORK_SERVERS",
     ),  # imports set them
 )
+# as if they were 1 where they are not set; Snakemake sets them all for each job
+THREADS = ("OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 SIZE = struct.Struct("!I")
 
 
@@ -108,7 +110,7 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]] | Non
 def differs(wanted: dict[str, str], own: dict[str, str]) -> str | None:
     """The first variable because of which a command needs an interpreter of its own."""
     for name in sorted(wanted.keys() | own.keys()):
-        if name == "OMP_NUM_THREADS" and wanted.get(name, "1") == own[name]:
+        if name in THREADS and wanted.get(name, "1") == own.get(name, "1"):
             continue
         late = any(name == one or (one.endswith("_") and one != "_" and name.startswith(one)) for one in READ_LATE)
         if not late and wanted.get(name) != own.get(name):

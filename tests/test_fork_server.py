@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import fork_server
 import forked
 from commands import Command, alive, payload, run, wait_for_end, write_params
 from forked import Process
@@ -113,9 +114,20 @@ def test_what_escapes_is_a_traceback(tmp_path: Path) -> None:
 
 
 def test_what_imports_read_needs_an_interpreter_of_its_own(tmp_path: Path) -> None:
-    for variables in ({"OMP_NUM_THREADS": "2"}, {"LC_ALL": "C"}, {"HOME": "/nowhere"}, {"PYTHONHASHSEED": "0"}):
-        with (tmp_path / "output").open("wb") as file:
+    threads = dict.fromkeys(fork_server.THREADS, "1")  # Snakemake sets them for a job of one thread
+    others = (
+        {"OMP_NUM_THREADS": "2"},
+        {"MKL_NUM_THREADS": "2"},
+        {"LC_ALL": "C"},
+        {"HOME": "/"},
+        {"PYTHONHASHSEED": "0"},
+    )
+    with (tmp_path / "output").open("wb") as file:
+        for variables in others:
             assert forked.start("pipestill", ["--version"], os.environ | variables, output=file) is None, variables
+        process = forked.start("pipestill", ["--version"], os.environ | threads, output=file)
+        assert process is not None
+        assert process.wait(60) == 0
 
 
 def test_a_tied_process_ends_with_the_one_that_asked_for_it(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Leftover:
 
 def find(stages: Pipeline, runs: Path) -> list[Leftover]:
     """All leftovers: artefacts, metrics, then work and logs. What a running stage writes is not among them."""
-    patterns = {name: pipeline.output_pattern(stages.root, name) for name in pipeline.defined(stages.root)}
+    patterns = pipeline.output_patterns(stages.root)
     works = list(_works(runs))
     busy = {str(word["output"]) for _, word in works if word.get("state") == "running"}
     found = [*_artifacts(stages, patterns, busy), *_metrics(stages)]

@@ -295,19 +295,12 @@ def _declared(path: str) -> Any:
         return {}
 
 
-def defined(root: Path) -> list[str]:
-    """The names of the stages in dvc.yaml, also of those that have no entries now."""
-    return list(config.parse_yaml((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+def output_patterns(root: Path) -> dict[str, str]:
+    """The folder that each stage of dvc.yaml makes, with `{name}` for an entry; also of stages without entries."""
+    stages = config.parse_yaml((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return {name: _output(body).replace("${key}", "{name}") for name, body in stages.items()}
 
 
-def output_pattern(root: Path, name: str) -> str:
-    """The folder that a stage makes with `{name}` for its entry, as dvc.yaml templates it."""
-    import yaml
-
-    body = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][name]
-    return next(_outputs(body)).replace("${key}", "{name}")
-
-
-def _outputs(body: Mapping[str, Any]) -> Iterator[str]:
-    for out in body.get("do", body)["outs"]:
-        yield out if isinstance(out, str) else next(iter(out))
+def _output(body: Mapping[str, Any]) -> str:
+    (out, *_) = body.get("do", body)["outs"]
+    return out if isinstance(out, str) else str(next(iter(out)))

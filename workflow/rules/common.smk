@@ -41,6 +41,7 @@ def resolved():
 
 STAGES = resolved()
 ABSENT = STAGES.absent()
+OUTPUTS = pipeline.output_patterns(ROOT)
 
 
 def say_what_to_bring():
@@ -69,7 +70,7 @@ def stage_of(name, wildcards):
 
 def output_of(name, file="manifest.json"):
     """A file of the artefact that a stage makes; its folder is whole when the manifest is there."""
-    return f"{pipeline.output_pattern(ROOT, name)}/{file}"
+    return f"{OUTPUTS[name]}/{file}"
 
 
 def inputs_of(name):
