@@ -210,7 +210,7 @@ def test_timings_have_their_stages_threads_and_lack_what_is_not_here(monkeypatch
         monkeypatch.setattr(trial, "_seconds", lambda work: seen.append(torch.get_num_threads()) or 1.0)
         found = trial.speeds([("train", "teacher"), ("sample", "teacher-2m-4"), ("evaluate", "student-4")], None, 1, 1)
     assert found.forward.keys() == {("teacher", 2), ("teacher", 1)}
-    assert set(seen) == {1, 2}
+    assert set(seen) == {1, 2, 3}
     assert found.metrics.keys() == {3}
     assert found.features == {}, "Inception's weights are not here"
     assert Estimate(params, SIZES, found, 2).seconds("evaluate", "student-4") is None
@@ -306,3 +306,10 @@ def test_measuring_ends_with_its_budget(clock: Clock) -> None:
         assert found.forward["teacher", 1] == pytest.approx(CALL)
         assert found.update["teacher"] > 0
         assert found.update["student-4"] > 0
+
+
+def test_what_is_cheap_is_timed_even_without_a_budget() -> None:
+    params = configure.compose(TINY)
+    with distributed.world(device="cpu", threads=1) as world:
+        found = Trial(params, 10, world, budget=0.0).speeds([("reference", None)], SIZES, 0.0, 0.0)
+    assert min(found.features[1], found.classifier, found.metrics[1]) > 0

@@ -47,6 +47,14 @@ class Trial:
         self, stages: Collection[tuple[str, str | None]], sizes: Sizes | None, start: float, decode: float
     ) -> Speeds:
         """The speeds that these stages need."""
+        featured = [name for name, run in self.params.sampling.runs.items() if run.store == "features"]
+        measuring = [(stage, entry) for stage, entry in stages if stage != "sample" or entry in featured]
+        measured = self._threads(measuring, "reference", "tune", "distill", "sample", "evaluate")
+        compared = self._threads(stages, "reference", "evaluate")
+        # first what is always timed: of an update a network's forward passes say enough
+        features = {threads: found for threads in measured if (found := self._features(threads)) is not None}
+        classifier = self._classifier(sizes) if self._threads(stages, "reference") else 0.0
+        metrics = {threads: self._metrics(sizes, threads) for threads in compared}
         forward: dict[tuple[str, int], float] = {}
         update: dict[str, float] = {}
         for stage, entry in stages:
@@ -59,18 +67,12 @@ class Trial:
             known = forward.get((entry or "", threads_of(self.params, stage, entry)))
             if known is not None and entry is not None and stage in ("train", "distill"):
                 update[entry] = (self._teacher_update if stage == "train" else self._student_update)(entry, known)
-        featured = [name for name, run in self.params.sampling.runs.items() if run.store == "features"]
-        measuring = [(stage, entry) for stage, entry in stages if stage != "sample" or entry in featured]
-        measured = self._threads(measuring, "reference", "tune", "distill", "sample", "evaluate")
-        features = {threads: found for threads in measured if (found := self._features(threads)) is not None}
         return Speeds(
             start=start,
             decode=decode,
             features=features,
-            classifier=self._classifier(sizes) if self._threads(stages, "reference") else 0.0,
-            metrics={
-                threads: self._metrics(sizes, threads) for threads in self._threads(stages, "reference", "evaluate")
-            },
+            classifier=classifier,
+            metrics=metrics,
             forward=forward,
             update=update,
         )
@@ -110,10 +112,12 @@ class Trial:
             self._teachers[name] = prepared(own, self._data, self.world, "host")
         return self._teachers[name]
 
-    def _repeated(self, step: Callable[[int], object], threads: int, *, always: bool = False) -> float | None:
+    def _repeated(self, step: Callable[[int], object], threads: int) -> float | None:
         """Seconds of a step with so many threads, the first one left out; None if there is no time left for it."""
-        if time.process_time() > self._until and not always:
-            return None
+        return self._timed(step, threads) if time.process_time() <= self._until else None
+
+    def _timed(self, step: Callable[[int], object], threads: int) -> float:
+        """The same, timed at least once."""
         torch.set_num_threads(threads)
         self._seconds(lambda: step(0))
         taken = [self._seconds(lambda: step(1))]
@@ -150,7 +154,8 @@ class Trial:
                 with torch.no_grad():
                     denoiser(x, sigma, condition)
 
-            found = (self._repeated(step, threads, always=not found) or found * batch) / batch
+            timed = self._repeated if found else self._timed
+            found = (timed(step, threads) or found * batch) / batch
         return found
 
     def _teacher_update(self, name: str, forward: float) -> float:
@@ -201,7 +206,7 @@ class Trial:
         """Seconds of an image in every space but the classifier's, which is small; None while weights are not here."""
         from pipestill.evaluation.reference import make_extractor
 
-        protocol, batch, total = self.params.reference.protocol, 32, 0.0
+        protocol, batch, total = self.params.reference.protocol, 8, 0.0
         data = self.params.data
         images = torch.zeros(
             batch, 1 if data.color == "grey" else 3, data.resolution, data.resolution, dtype=torch.uint8
@@ -212,8 +217,7 @@ class Trial:
                     extractor = make_extractor(name, self.world.device, protocol.inception_weights)
                 except InputError:
                     return None
-                taken = self._repeated(lambda _, run=extractor: run(images.to(self.world.device)), threads)  # type: ignore[misc]
-                total += (taken or 0.0) / batch
+                total += self._timed(lambda _, run=extractor: run(images.to(self.world.device)), threads) / batch  # type: ignore[misc]
         return total
 
     def _classifier(self, sizes: Sizes | None) -> float:
@@ -231,10 +235,8 @@ class Trial:
         labels = torch.zeros(count, dtype=torch.int64)
         steps = params.model_copy(update={"iterations": 3})
         classes = len(self._data.classes) or 1
-        taken = self._repeated(
-            lambda _: classifier.train(steps, images, labels, classes), self.params.reference.threads
-        )
-        return (taken or 0.0) / 3
+        threads = self.params.reference.threads
+        return self._timed(lambda _: classifier.train(steps, images, labels, classes), threads) / steps.iterations
 
     def _metrics(self, sizes: Sizes | None, threads: int) -> float:
         """A set of metrics in the widest space: a Fréchet distance and what grows with the number of pairs."""
@@ -255,7 +257,7 @@ class Trial:
             kid(table, real, subsets=protocol.kid_subsets, size=size, seed=0)
             precision_recall(table, real, neighbours=protocol.neighbours)
 
-        return self._repeated(step, threads) or 0.0
+        return self._timed(step, threads)
 
 
 class MadeUp(Dataset):
