@@ -2,6 +2,7 @@
 
 python scripts/pictures.py demo             # the README's, after `make demo`
 python scripts/pictures.py textures_ddpm    # docs/ddpm.md's, after that experiment
+python scripts/pictures.py emoji            # docs/emoji.md's, after its commands
 """
 
 from __future__ import annotations
@@ -31,8 +32,16 @@ PANELS = {  # title of each panel and its file in the report
         ("1 - t/1000, 10", "grids/plain-linear-alpha-10.png"),
         ("student, 10", "grids/student-plain-10.png"),
     ],
+    "emoji": [
+        REAL,
+        ("teacher, 79 evaluations", "grids/teacher-heun-79.png"),
+        ("teacher, 4 evaluations (2M)", "grids/teacher-2m-4.png"),
+        ("student, 10 evaluations", "grids/student-10.png"),
+        ("student, 4 evaluations", "grids/student-4.png"),
+    ],
 }
-LAYOUT = {"demo": (5, 2), "textures_ddpm": (3, 3)}  # panels a row, and how often each is enlarged
+# panels a row, and how often each is enlarged
+LAYOUT = {"demo": (5, 2), "textures_ddpm": (3, 3), "emoji": (3, 1)}
 MARGIN, TITLE = 16, 40
 
 
@@ -42,9 +51,9 @@ def main() -> None:
     parser.add_argument("--report", type=Path, default=ROOT / "artifacts" / "report", metavar="DIR")
     options = parser.parse_args()
     PICTURES.mkdir(parents=True, exist_ok=True)
-    panels = {title: Image.open(options.report / name).convert("LA") for title, name in PANELS[options.experiment]}
+    panels = {title: Image.open(options.report / name).convert("RGBA") for title, name in PANELS[options.experiment]}
     name = options.experiment
-    arranged(panels, *LAYOUT[name]).quantize(64).save(PICTURES / f"{name}.png", optimize=True)
+    arranged(panels, *LAYOUT[name]).quantize(256).save(PICTURES / f"{name}.png", optimize=True)
     if name == "demo":
         shutil.copyfile(options.report / "charts" / "distance-efficientnet_lite0.svg", PICTURES / "distance.svg")
 
