@@ -6,6 +6,7 @@ Nothing is written, and the weights that come of it are worth nothing.
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Callable, Collection
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 IMAGES = 256  # made-up images that a training sees
 STEPS = 20  # timed steps at most, for one network and kind of step
 EACH = 1.0  # seconds of timed steps, for one network and kind of step
+BRIEFLY = 0.3  # the same, for what is no network that is trained or sampled
 
 
 class Trial:
@@ -38,7 +40,8 @@ class Trial:
 
     def __init__(self, params: Params, classes: int, world: World, *, budget: float) -> None:
         self.params, self.world = params, world
-        self._until = time.process_time() + budget
+        self._budget = budget
+        self._until = math.inf
         self._data = _made_up(params, classes)
         self._teachers: dict[str, tuple[Any, Denoiser, ModelCard]] = {}
         self._forwards: dict[tuple[str, int], float] = {}
@@ -51,10 +54,11 @@ class Trial:
         measuring = [(stage, entry) for stage, entry in stages if stage != "sample" or entry in featured]
         measured = self._threads(measuring, "reference", "tune", "distill", "sample", "evaluate")
         compared = self._threads(stages, "reference", "evaluate")
-        # first what is always timed: of an update a network's forward passes say enough
+        # briefly what is always timed, beside the budget
         features = {threads: found for threads in measured if (found := self._features(threads)) is not None}
         classifier = self._classifier(sizes) if self._threads(stages, "reference") else 0.0
         metrics = {threads: self._metrics(sizes, threads) for threads in compared}
+        self._until = time.process_time() + self._budget
         forward: dict[tuple[str, int], float] = {}
         update: dict[str, float] = {}
         for stage, entry in stages:
@@ -116,12 +120,12 @@ class Trial:
         """Seconds of a step with so many threads, the first one left out; None if there is no time left for it."""
         return self._timed(step, threads) if time.process_time() <= self._until else None
 
-    def _timed(self, step: Callable[[int], object], threads: int) -> float:
-        """The same, timed at least once."""
+    def _timed(self, step: Callable[[int], object], threads: int, each: float = EACH) -> float:
+        """The same, timed at least once, and for about `each` seconds."""
         torch.set_num_threads(threads)
         self._seconds(lambda: step(0))
         taken = [self._seconds(lambda: step(1))]
-        while sum(taken) < EACH and len(taken) < STEPS and time.process_time() + taken[0] < self._until:
+        while sum(taken) < each and len(taken) < STEPS and time.process_time() + taken[0] < self._until:
             taken.append(self._seconds(lambda: step(1 + len(taken))))
         return statistics.median(taken)
 
@@ -217,7 +221,8 @@ class Trial:
                     extractor = make_extractor(name, self.world.device, protocol.inception_weights)
                 except InputError:
                     return None
-                total += self._timed(lambda _, run=extractor: run(images.to(self.world.device)), threads) / batch  # type: ignore[misc]
+                taken = self._timed(lambda _, run=extractor: run(images.to(self.world.device)), threads, BRIEFLY)  # type: ignore[misc]
+                total += taken / batch
         return total
 
     def _classifier(self, sizes: Sizes | None) -> float:
@@ -236,7 +241,8 @@ class Trial:
         steps = params.model_copy(update={"iterations": 3})
         classes = len(self._data.classes) or 1
         threads = self.params.reference.threads
-        return self._timed(lambda _: classifier.train(steps, images, labels, classes), threads) / steps.iterations
+        taken = self._timed(lambda _: classifier.train(steps, images, labels, classes), threads, BRIEFLY)
+        return taken / steps.iterations
 
     def _metrics(self, sizes: Sizes | None, threads: int) -> float:
         """A set of metrics in the widest space: a Fréchet distance and what grows with the number of pairs."""
@@ -257,7 +263,7 @@ class Trial:
             kid(table, real, subsets=protocol.kid_subsets, size=size, seed=0)
             precision_recall(table, real, neighbours=protocol.neighbours)
 
-        return self._timed(step, threads)
+        return self._timed(step, threads, BRIEFLY)
 
 
 class MadeUp(Dataset):
