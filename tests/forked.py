@@ -1,6 +1,6 @@
 """Asking a fork server for a process, which then looks and ends as if this process had started it.
 
-Importing it costs next to nothing: the stand-in for `pipestill` in projects' shells does so each time.
+Importing it costs next to nothing: the stand-ins for `pipestill` and the tools in projects' shells do so each time.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
 SERVERS = "FORK_SERVERS"  # variable: the folder of this run's servers; `off` gives every command its own interpreter
-SEEDS = (
-    2  # servers, which differ in the seed of Python's hashes, so that no two commands in a row agree by chance in it
-)
+# servers of a kind, which differ in the seed of Python's hashes: no two commands in a row agree by chance in it
+SEEDS = 2
+KINDS = {"pipestill": "stages", "snakemake": "tools", "dvc": "tools"}  # of servers, by the module that they run
 STARTING = 120.0  # seconds
 STAND_IN = """\
 #!{python} -IS
@@ -70,6 +71,12 @@ class Process:
         self._connection.recv(1)  # closed when nothing is left of the process
         self._connection.close()
 
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.wait()
+
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
@@ -90,7 +97,7 @@ def start(
     folder: Path | None = None,
 ) -> Process | None:
     """Runs `python -m module` in a new session with a file as its output; None where that needs an own interpreter."""
-    place = _server()
+    place = _server(KINDS.get(module, "stages"))
     if place is None:
         return None
     with open(os.devnull) as nothing:
@@ -98,29 +105,45 @@ def start(
         return ask(place, module, arguments, environment, folder=folder, files=files)
 
 
+def fork_tools_too() -> None:
+    """Lets commands of this process, and of those forked from it, ask for the DVC and Snakemake that they start."""
+    from pipestill import tools
+
+    def popen(command: list[str], *, cwd: Path, env: Mapping[str, str], stdout: IO[str] | None, **others: Any) -> Any:
+        place = _server("tools") if command[2] in KINDS else None
+        files = (0, 1, 2) if stdout is None else (0, stdout.fileno(), stdout.fileno())
+        process = place and ask(place, command[2], command[3:], env, folder=cwd, files=files)
+        return process or subprocess.Popen(command, cwd=cwd, env=env, stdout=stdout, **others)
+
+    tools.subprocess = SimpleNamespace(Popen=popen)  # type: ignore[assignment]
+
+
 def stand_in() -> Path | None:
-    """A folder for the search path with a `pipestill` that asks a server; None where there is none to ask."""
+    """A folder for the search path whose programs ask a server; None where there is none to ask."""
     servers = _servers()
     if servers is None:
         return None
-    program = servers / "bin" / "pipestill"
+    folder = servers / "bin"
     with _locked(servers / "bin.lock"):
-        if not program.exists():
-            program.parent.mkdir()
-            program.write_text(STAND_IN.format(python=sys.executable, tests=str(Path(__file__).parent)))
-            program.chmod(0o755)
-    return program.parent
+        if not folder.exists():
+            folder.mkdir()
+            for name in KINDS:
+                program = folder / name
+                program.write_text(STAND_IN.format(python=sys.executable, tests=str(Path(__file__).parent)))
+                program.chmod(0o755)
+    return folder
 
 
 def stand_in_main(python: str) -> NoReturn:
-    """What that `pipestill` does: passes signals on, ends as the forked process does, and takes it along if killed."""
+    """What those programs do: pass signals on, end as the forked process does, and take it along if killed."""
     came: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, lambda number, frame: came.append(number))
-    place = _server(python)
-    process = place and ask(place, "pipestill", sys.argv[1:], os.environ, tied=True)
+    name = Path(sys.argv[0]).name
+    place = _server(KINDS[name], python)
+    process = place and ask(place, name, sys.argv[1:], os.environ, tied=True)
     if process is None:
-        program = str(Path(python).with_name("pipestill"))
+        program = str(Path(python).with_name(name))
         os.execv(program, [program, *sys.argv[1:]])
     for number in came:
         process.send_signal(number)
@@ -186,12 +209,12 @@ def _servers() -> Path | None:
     return None if named == "off" else Path(named)
 
 
-def _server(python: str = sys.executable) -> Path | None:
+def _server(kind: str, python: str = sys.executable) -> Path | None:
     """The folder of a server that runs, each in turn; the first to want it starts it. None where none are wanted."""
     servers = _servers()
     if servers is None:
         return None
-    place = servers / str(next(_turns) % SEEDS)
+    place = servers / f"{kind}-{next(_turns) % SEEDS}"
     if (place / "ready").exists():
         return place
     with _locked(place.with_suffix(".lock")):
@@ -200,7 +223,7 @@ def _server(python: str = sys.executable) -> Path | None:
             owner, variables = json.loads((servers / "owner.json").read_text())
             with Path(f"{place}.log").open("wb") as log:
                 subprocess.Popen(
-                    [python, "-P", str(Path(__file__).with_name("fork_server.py")), str(place), str(owner)],
+                    [python, "-P", str(Path(__file__).with_name("fork_server.py")), kind, str(place), str(owner)],
                     env=variables | {"OMP_NUM_THREADS": "1", SERVERS: str(servers)},
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -240,10 +263,10 @@ def starter_of(pid: int) -> int:
 
 def _note(pid: int) -> dict[str, Any] | None:
     servers = _servers()
-    for number in range(SEEDS if servers else 0):
+    for file in servers.glob(f"*/{pid}.json") if servers else ():
         try:
-            note: dict[str, Any] = json.loads(Path(servers, str(number), f"{pid}.json").read_text())
+            note: dict[str, Any] = json.loads(file.read_text())
         except FileNotFoundError:
-            continue
+            continue  # it has just ended
         return note
     return None

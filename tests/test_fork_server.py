@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -18,6 +19,8 @@ import fork_server
 import forked
 from commands import Command, alive, payload, run, wait_for_end, write_params
 from forked import Process
+from pipestill import tools
+from pipestill.errors import SurroundingsError
 
 TINY = {
     "teachers.teacher.network": {"channels": [8], "layers": 1, "attention": [False], "norm_groups": 4},
@@ -133,7 +136,7 @@ def test_what_imports_read_needs_an_interpreter_of_its_own(tmp_path: Path) -> No
 def test_a_tied_process_ends_with_the_one_that_asked_for_it(tmp_path: Path) -> None:
     waits = tmp_path / "waits.py"
     waits.write_text("import signal\nsignal.pause()")
-    server = Path(os.environ[forked.SERVERS], "0")
+    server = Path(os.environ[forked.SERVERS], "stages-0")
     assert [forks(tmp_path, "0").wait(60) for _ in range(forked.SEEDS)] == [0] * forked.SEEDS  # all servers run
     asks = f"""
 import os, signal, sys
@@ -173,19 +176,45 @@ def test_commands_are_forked_where_nothing_forbids_it(tmp_path: Path) -> None:
     assert run("--version", runs=tmp_path / "runs", fresh=True) == (0, command.output)
 
 
-def stood_in(tmp_path: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    """`pipestill`, found on a search path that begins with the stand-in."""
+def stood_in(tmp_path: Path, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """A program, found on a search path that begins with the stand-ins."""
     folder = forked.stand_in()
     assert folder is not None
-    assert shutil.which("pipestill", path=f"{folder}:{Path(sys.executable).parent}") == str(folder / "pipestill")
+    assert shutil.which(program, path=f"{folder}:{Path(sys.executable).parent}") == str(folder / program)
     with (tmp_path / "output").open("wb") as file:
-        return subprocess.Popen([folder / "pipestill", *arguments], stdout=file, stderr=file, cwd=tmp_path)
+        return subprocess.Popen([folder / program, *arguments], stdout=file, stderr=file, cwd=tmp_path)
 
 
-def test_the_stand_in_is_pipestill(tmp_path: Path) -> None:
-    assert stood_in(tmp_path, "--version").wait(60) == 0
-    assert (tmp_path / "output").read_text().startswith("pipestill ")
-    assert stood_in(tmp_path, "unknown").wait(60) == 2
+@pytest.mark.parametrize("program", forked.KINDS)
+def test_the_stand_in_is_the_program(tmp_path: Path, program: str) -> None:
+    for arguments in (["--version"], ["--unknown"]):
+        own = subprocess.run(
+            [Path(sys.executable).with_name(program), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert stood_in(tmp_path, program, *arguments).wait(60) == own.returncode
+        said = (tmp_path / "output").read_text()
+        assert sorted(re.findall(r"\w+", said)) == sorted(re.findall(r"\w+", own.stdout)), "sets have any order"
+
+
+@pytest.mark.parametrize("text", ["params: [1", "stages: {a: {cmd: echo}}"])
+def test_tools_that_a_command_starts_are_forked_and_end_as_their_own_would(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dvc.yaml").write_text(text)
+    said = []
+    ask = mock.Mock(wraps=forked.ask)
+    monkeypatch.setattr(forked, "ask", ask)
+    for servers in (os.environ[forked.SERVERS], "off"):
+        monkeypatch.setenv(forked.SERVERS, servers)
+        with pytest.raises(SurroundingsError) as error:
+            tools.dvc(tmp_path, "status")
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    assert ask.call_count == 1, "one of them has an interpreter of its own"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])
@@ -193,7 +222,17 @@ def test_signals_reach_what_the_stand_in_stands_for(tmp_path: Path, digits: Path
     params = write_params(tmp_path / "params.yaml", **(TINY | {"teachers.teacher.training.iterations": 10_000}))
     runs = tmp_path / "runs"
     stage = stood_in(
-        tmp_path, "train", "--name", "teacher", "--dataset", str(digits), "--output", "m", "--params", str(params)
+        tmp_path,
+        "pipestill",
+        "train",
+        "--name",
+        "teacher",
+        "--dataset",
+        str(digits),
+        "--output",
+        "m",
+        "--params",
+        str(params),
     )
     notes = []
     while not notes and stage.poll() is None:

@@ -41,7 +41,7 @@ class Project:
     ) -> str:
         """Output and errors of a command that must end with `code`, within `timeout` seconds.
 
-        Each `pipestill`, also where Snakemake or DVC starts it, is forked (forked.py) unless `fresh`.
+        `pipestill`, `snakemake` and `dvc`, also where one starts another, are forked (forked.py) unless `fresh`.
         """
         stand_in = None if fresh else forked.stand_in()
         programs = [str(folder) for folder in (stand_in, Path(sys.executable).parent) if folder]
@@ -51,8 +51,9 @@ class Project:
         variables = inherited | own | environment
         with tempfile.TemporaryFile("w+") as output:
             process: forked.Process | subprocess.Popen[bytes] | None = None
-            if command[:3] == PIPESTILL and not fresh:
-                process = forked.start("pipestill", command[3:], variables, output=output, folder=self.root)
+            words = ("pipestill", *command[3:]) if command[:3] == PIPESTILL else command
+            if words[0] in forked.KINDS and not fresh:
+                process = forked.start(words[0], words[1:], variables, output=output, folder=self.root)
             process = process or subprocess.Popen(
                 command, cwd=self.root, env=variables, stdout=output, stderr=subprocess.STDOUT
             )
