@@ -94,7 +94,7 @@ def test_ranks_that_fail_are_one_line(tmp_path: Path) -> None:
 
 
 def test_ranks_that_left_no_word_are_said_to(tmp_path: Path) -> None:
-    assert launch._outcome(tmp_path, {}) == (3, "a rank ended without a word: see its output above")
+    assert launch._outcome(tmp_path, {}) == (3, "a rank exited without reporting an error: see its output above")
 
 
 def test_ranks_that_no_launcher_keeps_a_store_for_leave_in_peace(tmp_path: Path) -> None:

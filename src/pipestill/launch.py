@@ -246,7 +246,8 @@ def _through_srun(job: slurm.Job, nodes: int, words: list[str], folder: Path, im
         code = step.wait()
     found = _of_nodes(folder, nodes)
     if found is None:
-        return 3, f"a node ended without a word (srun ended with {code}); its state is kept, start it again"
+        what = f"a node exited without reporting an error (srun exited with {code})"
+        return 3, f"{what}; its state is saved, start it again"
     return found
 
 
@@ -320,7 +321,7 @@ def _outcome(folder: Path, killed: dict[int, int]) -> tuple[int, str]:
     if silent:
         first, number = min(causes or silent)
         return 3, f"rank {first} was ended by {signal.Signals(number).name}; its state is kept, start it again"
-    return 3, "a rank ended without a word: see its output above"
+    return 3, "a rank exited without reporting an error: see its output above"
 
 
 def _where(rank: int, code: int) -> str:

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 IMAGES = 256  # made-up images that a training sees
 STEPS = 20  # timed steps at most, for one network and kind of step
-EACH = 1.0  # seconds of timed steps, for one network and kind of step
+EACH = 0.5  # seconds of timed steps, for one network and kind of step
 BRIEFLY = 0.3  # the same, for what is no network that is trained or sampled
+LARGE = 1.0  # seconds of a forward pass from which on larger batches and updates are not tried
 
 
 class Trial:
@@ -44,6 +45,7 @@ class Trial:
         self._data = _made_up(params, classes)
         self._teachers: dict[str, tuple[Any, Denoiser, ModelCard]] = {}
         self._forwards: dict[tuple[str, int], float] = {}
+        self._warm: set[object] = set()  # students' networks, batches and threads of which an update was made
 
     def speeds(
         self, stages: Collection[tuple[str, str | None]], sizes: Sizes | None, start: float, decode: float
@@ -115,14 +117,15 @@ class Trial:
             self._teachers[name] = prepared(own, self._data, self.world, "host")
         return self._teachers[name]
 
-    def _repeated(self, step: Callable[[int], object], threads: int) -> float | None:
-        """Seconds of a step with so many threads, the first one left out; None if there is no time left for it."""
-        return self._timed(step, threads) if time.process_time() <= self._until else None
+    def _repeated(self, step: Callable[[int], object], threads: int, *, warm: bool = False) -> float | None:
+        """Seconds of a step with so many threads; None if there is no time left for it."""
+        return self._timed(step, threads, warm=warm) if time.process_time() <= self._until else None
 
-    def _timed(self, step: Callable[[int], object], threads: int, each: float = EACH) -> float:
-        """The same, timed at least once, and for about `each` seconds."""
+    def _timed(self, step: Callable[[int], object], threads: int, each: float = EACH, *, warm: bool = False) -> float:
+        """The same, timed at least once, and for about `each` seconds; the first step is left out unless `warm`."""
         torch.set_num_threads(threads)
-        self._seconds(lambda: step(0))
+        if not warm:
+            self._seconds(lambda: step(0))
         taken = [self._seconds(lambda: step(1))]
         while sum(taken) < each and len(taken) < STEPS and time.process_time() + taken[0] < self._until:
             taken.append(self._seconds(lambda: step(1 + len(taken))))
@@ -150,7 +153,7 @@ class Trial:
             x = torch.randn(batch, card.channels, card.resolution, card.resolution, device=self.world.device)
             sigma = torch.ones(batch, device=self.world.device)
             condition = card.condition(torch.zeros(batch, dtype=torch.int64, device=self.world.device))
-            if found * batch > EACH:
+            if found * batch > LARGE:
                 break  # a large network: a small batch keeps it busy
 
             def step(_: int, x: Any = x, sigma: Any = sigma, condition: Any = condition) -> None:
@@ -165,16 +168,19 @@ class Trial:
         training, _, _ = self._built(name)
         params = self.params.teachers[name].training
         usual = 3 * forward * params.batch  # a backward pass takes two forward ones
-        return usual if usual > 3 * EACH else self._repeated(training.update, params.threads) or usual
+        return usual if usual > 3 * LARGE else self._repeated(training.update, params.threads) or usual
 
     def _student_update(self, name: str, forward: float) -> float:
         student = self.params.distillation.students[name]
         turns = student.update_ratio * (1 + 3)  # the rollout's share of a state, and the fake score
         usual = forward * student.batch * (turns + 3 + 1 + (1 if student.dm.guidance == 1 else 2))
-        if usual > 3 * EACH:
+        if usual > 3 * LARGE:
             return usual
         training = self._distillation(student)
-        return self._repeated(lambda step: training.update(step + student.gan.start), student.threads) or usual
+        kind = (self._teacher_of(student.teacher), student.batch, student.threads)
+        warm, self._warm = kind in self._warm, self._warm | {kind}
+        update = self._repeated(lambda step: training.update(step + student.gan.start), student.threads, warm=warm)
+        return update or usual
 
     def _distillation(self, student: StudentParams) -> Any:
         from dataclasses import replace
@@ -256,11 +262,12 @@ class Trial:
         table = torch.randn(min(max(self.params.reference.floor.counts), 2000), 1280, generator=generator)
         real = torch.randn(test, 1280, generator=generator)
 
-        def step(_: int) -> None:
-            frechet_distance(Moments.of(table), Moments.of(real))
-            size = min(protocol.kid_subset_size, len(table), len(real))
-            kid(table, real, subsets=protocol.kid_subsets, size=size, seed=0)
-            precision_recall(table, real, neighbours=protocol.neighbours)
+        def step(number: int) -> None:
+            own, other = (x if number else x[:, :64] for x in (table, real))  # the first one warms up
+            frechet_distance(Moments.of(own), Moments.of(other))
+            size = min(protocol.kid_subset_size, len(own), len(other))
+            kid(own, other, subsets=protocol.kid_subsets, size=size, seed=0)
+            precision_recall(own, other, neighbours=protocol.neighbours)
 
         return self._timed(step, threads, BRIEFLY)
 
