@@ -20,11 +20,12 @@ from typing import Any
 import pytest
 import yaml
 
+import fork_server
 import forked
 from pipestill import cli
 from pipestill.stopping import handlers_kept
 
-SLOWLY = {"preview.every": 1, "preview.share": 1, "preview.each": 1}  # of `operation`: a preview after every update
+SLOWLY = {fork_server.SECONDS_AN_UPDATE: "0.1"}  # variables of a forked training that gives a signal time to come
 PATIENCE = 120.0  # seconds after which a command that should have ended or begun counts as hung
 
 
@@ -192,7 +193,7 @@ def saved_states(runs: Path) -> int:
 def kill_and_resume(command: Sequence[object], folder: Path, *, kills: int, updates: int, chance: random.Random) -> str:
     """Kills a training that writes `folder/m` at random updates, then lets it end; returns the payload digest.
 
-    At least one kill must have come while it trained; slow updates (`SLOWLY`) see to it.
+    At least one kill must have come while it trained; slow updates see to it.
     """
     runs, landed = folder / "runs", 0
     for left in range(kills, 0, -1):
@@ -201,7 +202,7 @@ def kill_and_resume(command: Sequence[object], folder: Path, *, kills: int, upda
         def far_enough(target: int = target, last: bool = left == 1) -> bool:
             return steps_logged(runs) >= target and not (last and saved_states(runs) == 0)
 
-        attempt = Command(*command, runs=runs)
+        attempt = Command(*command, runs=runs, environment=SLOWLY)
         if attempt.wait_until(far_enough):
             landed += attempt.kill_all()
         if (folder / "m" / "manifest.json").exists():

@@ -18,7 +18,10 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,35 +49,28 @@ TOOLS = (
     *("dvc.cli.parser", "dvc.render.convert", "scmrepo.git"),
 )
 PRELOADED = {"stages": (*STAGES, *DVC), "tools": (*TOOLS, *DVC)}
-# what a process reads when it needs it, and not while it imports; a command whose other variables differ is not forked
+# what a process reads when it needs it, and not while it imports; a command whose others differ is not forked
 READ_LATE = (
-    *("PIPESTILL_", "DVC_", "SNAKEMAKE_", "SLURM_", "PYTEST_", "TORCHELASTIC_", "GROUP_", "ROLE_", "MASTER_"),
-    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "LOGLEVEL"),
-    "GLOO_SOCKET_IFNAME",
     *(
-        "PATH",
-        "PWD",
-        "OLDPWD",
-        "SHLVL",
-        "_",
-        "TMPDIR",
-        "COLUMNS",
-        "LINES",
-        "NO_COLOR",
-        "PYTHONDONTWRITEBYTECODE",
-        "PYTHONSAFEPATH",
-        "FORK_SERVERS",
+        "PIPESTILL_",
+        "DVC_",
+        "SNAKEMAKE_",
+        "SLURM_",
+        "PYTEST_",
+        "TORCHELASTIC_",
+        "GROUP_",
+        "ROLE_",
+        "MASTER_",
+        "CELERY_",
     ),
-    *(
-        "KMP_DUPLICATE_LIB_OK",
-        "KMP_INIT_AT_FORK",
-        "TORCHINDUCTOR_CACHE_DIR",
-        "TRITON_CACHE_DIR",
-        "FORK_SERVERS",
-    ),  # imports set them
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "LOGLEVEL"),
+    *("GLOO_SOCKET_IFNAME", "PATH", "PWD", "OLDPWD", "SHLVL", "_", "TMPDIR", "TEMP", "TMP", "COLUMNS", "LINES"),
+    *("NO_COLOR", "PYTHONDONTWRITEBYTECODE", "PYTHONSAFEPATH", "FORK_SERVERS"),
+    *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),  # imports set them
 )
 # as if they were 1 where they are not set; Snakemake sets them all for each job
 THREADS = ("OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+SECONDS_AN_UPDATE = "PYTEST_SECONDS_AN_UPDATE"
 SIZE = struct.Struct("!I")
 
 
@@ -241,6 +237,7 @@ def take_place(wanted: dict[str, Any], files: list[int]) -> None:
     os.chdir(wanted["folder"])
     os.environ.clear()
     os.environ.update(wanted["environment"])
+    tempfile.tempdir = None  # looked for again
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -260,6 +257,20 @@ def fork_ranks_too(forked: ModuleType, folder: Path) -> None:
     SubprocessHandler._popen = popen  # type: ignore[method-assign, assignment]
 
 
+def slow_down() -> None:
+    """Lets each update of a training take SECONDS_AN_UPDATE more: a signal can come before the training ends."""
+    from pipestill.distillation.dmd2 import Distillation
+    from pipestill.training.teacher import TeacherTraining
+
+    for training in (TeacherTraining, Distillation):
+
+        def update(self: Any, step: int, whole: Callable[..., Any] = training.update) -> Any:
+            time.sleep(float(os.environ.get(SECONDS_AN_UPDATE, 0)))
+            return whole(self, step)
+
+        training.update = update  # type: ignore[method-assign]
+
+
 def main(kind: str, folder: Path, owner: int) -> None:
     os.environ["LOGLEVEL"] = "CRITICAL"  # as launch.py sets it before it imports the agent
     for name in PRELOADED[kind]:
@@ -270,6 +281,7 @@ def main(kind: str, folder: Path, owner: int) -> None:
         sys.path.pop()
         fork_ranks_too(forked, folder)
         forked.fork_tools_too()
+        slow_down()
     del os.environ["LOGLEVEL"]
     assert len([*Path("/proc/self/task").iterdir()]) == 1, "a fork would lose the other threads"
     gc.collect()

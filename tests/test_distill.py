@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from commands import SLOWLY, Command, finish, here, kill_and_resume, payload, write_params
+from commands import Command, finish, here, kill_and_resume, payload, write_params
 from pipestill import cli
 from tiny_models import make_model
 
@@ -74,8 +74,7 @@ def test_killed_and_resumed_gives_the_same_student(
     ranks: int,
     kills: int,
 ) -> None:
-    slowly = (f"operation.{name}={value}" for name, value in SLOWLY.items())
-    command = [*arguments(tmp_path, digits, digits_reference, teacher), *slowly, "--ranks", ranks]
+    command = [*arguments(tmp_path, digits, digits_reference, teacher), "--ranks", ranks]
     digest = kill_and_resume(command, tmp_path, kills=kills, updates=UPDATES, chance=random.Random(ranks))
     assert digest == payload(uninterrupted[ranks])
 

@@ -54,11 +54,6 @@ def arguments(folder: Path, digits: Path, output: str, **changes: object) -> lis
     return ["train", "--name", "teacher", "--dataset", digits, "--output", folder / output, "--params", params]
 
 
-def slowly() -> list[str]:
-    """What gives a signal time to come before the training ends, and changes no weight."""
-    return [f"operation.{name}={value}" for name, value in SLOWLY.items()]
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dict[int, str]:
     """Payload digests of trainings that nobody disturbed, by number of ranks."""
@@ -74,7 +69,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> dic
 def test_killed_and_resumed_gives_the_same_weights(
     tmp_path: Path, digits: Path, uninterrupted: dict[int, str], ranks: int, kills: int
 ) -> None:
-    command = [*arguments(tmp_path, digits, "m"), *slowly(), "--ranks", ranks]
+    command = [*arguments(tmp_path, digits, "m"), "--ranks", ranks]
     digest = kill_and_resume(command, tmp_path, kills=kills, updates=UPDATES, chance=random.Random(ranks))
     assert digest == uninterrupted[ranks]
 
@@ -219,7 +214,7 @@ def test_a_stop_request_saves_the_state_and_says_so(
     tmp_path: Path, digits: Path, uninterrupted: dict[int, str]
 ) -> None:
     runs, command = tmp_path / "runs", [*arguments(tmp_path, digits, "m"), "--ranks", 2]
-    attempt = Command(*command, *slowly(), runs=runs)
+    attempt = Command(*command, runs=runs, environment=SLOWLY)
     assert attempt.wait_until(lambda: steps_logged(runs) >= 5)
     attempt.process.send_signal(signal.SIGTERM)
     assert attempt.wait() == 75, attempt.output
