@@ -25,7 +25,7 @@ import forked
 from pipestill import cli
 from pipestill.stopping import handlers_kept
 
-SLOWLY = {fork_server.SECONDS_AN_UPDATE: "0.1"}  # variables of a forked training that gives a signal time to come
+SLOWLY = {fork_server.SECONDS_AN_UPDATE: "0.2"}  # variables of a forked training that gives a signal time to come
 PATIENCE = 120.0  # seconds after which a command that should have ended or begun counts as hung
 
 

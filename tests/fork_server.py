@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import re
 import runpy
 import selectors
 import signal
@@ -25,7 +26,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 STAGES = (
@@ -50,26 +50,15 @@ TOOLS = (
 )
 PRELOADED = {"stages": (*STAGES, *DVC), "tools": (*TOOLS, *DVC)}
 # what a process reads when it needs it, and not while it imports; a command whose others differ is not forked
-READ_LATE = (
-    *(
-        "PIPESTILL_",
-        "DVC_",
-        "SNAKEMAKE_",
-        "SLURM_",
-        "PYTEST_",
-        "TORCHELASTIC_",
-        "GROUP_",
-        "ROLE_",
-        "MASTER_",
-        "CELERY_",
-    ),
-    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "LOGLEVEL"),
-    *("GLOO_SOCKET_IFNAME", "PATH", "PWD", "OLDPWD", "SHLVL", "_", "TMPDIR", "TEMP", "TMP", "COLUMNS", "LINES"),
-    *("NO_COLOR", "PYTHONDONTWRITEBYTECODE", "PYTHONSAFEPATH", "FORK_SERVERS"),
-    *("KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),  # imports set them
+READ_LATE = re.compile(
+    r"(PIPESTILL|DVC|CELERY|SNAKEMAKE|SLURM|SLURMD|SRUN|PYTEST|TORCHELASTIC|GROUP|ROLE|MASTER)_.*"
+    r"|(LOCAL_)?(RANK|WORLD_SIZE)|TORCH_NCCL_ASYNC_ERROR_HANDLING|GLOO_SOCKET_IFNAME|LOGLEVEL|NO_COLOR|COLUMNS|LINES"
+    r"|PATH|PWD|OLDPWD|SHLVL|_|TMPDIR|TEMPDIR|TEMP|TMP|ENVIRONMENT|HOSTNAME|FORK_SERVERS|PYTHON(DONTWRITEBYTECODE|SAFEPATH)"
+    r"|KMP_(DUPLICATE_LIB_OK|INIT_AT_FORK)|(TORCHINDUCTOR|TRITON)_CACHE_DIR"  # imports set them
 )
 # as if they were 1 where they are not set; Snakemake sets them all for each job
-THREADS = ("OMP_NUM_THREADS", "GOTO_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+THREADS = tuple(f"{name}_NUM_THREADS" for name in ("OMP", "GOTO", "OPENBLAS", "MKL", "NUMEXPR"))
+THREADS += ("VECLIB_MAXIMUM_THREADS",)
 SECONDS_AN_UPDATE = "PYTEST_SECONDS_AN_UPDATE"
 SIZE = struct.Struct("!I")
 
@@ -111,8 +100,7 @@ def differs(wanted: dict[str, str], own: dict[str, str]) -> str | None:
     for name in sorted(wanted.keys() | own.keys()):
         if name in THREADS and wanted.get(name, "1") == own.get(name, "1"):
             continue
-        late = any(name == one or (one.endswith("_") and one != "_" and name.startswith(one)) for one in READ_LATE)
-        if not late and wanted.get(name) != own.get(name):
+        if not READ_LATE.fullmatch(name) and wanted.get(name) != own.get(name):
             return name
     return None
 
@@ -238,23 +226,10 @@ def take_place(wanted: dict[str, Any], files: list[int]) -> None:
     os.environ.clear()
     os.environ.update(wanted["environment"])
     tempfile.tempdir = None  # looked for again
+    if (servers := os.environ.get("FORK_SERVERS", "off")) != "off":
+        sys.executable = f"{servers}/bin/python"  # what it starts asks a server, too: ranks, jobs of Snakemake, DVC
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def fork_ranks_too(forked: ModuleType, folder: Path) -> None:
-    """Lets torchrun's agent, which a child may become, ask this server for its ranks in place of new interpreters."""
-    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
-
-    start = SubprocessHandler._popen
-
-    def popen(self: SubprocessHandler, args: tuple[str, ...], env: dict[str, str]) -> Any:
-        if "-m" not in args or args[args.index("-m") + 1] != "pipestill":
-            return start(self, args, env)
-        arguments = args[args.index("-m") + 2 :]
-        return forked.ask(folder, "pipestill", arguments, env, tied=True) or start(self, args, env)
-
-    SubprocessHandler._popen = popen  # type: ignore[method-assign, assignment]
 
 
 def slow_down() -> None:
@@ -276,11 +251,6 @@ def main(kind: str, folder: Path, owner: int) -> None:
     for name in PRELOADED[kind]:
         importlib.import_module(name)
     if kind == "stages":
-        sys.path.append(str(Path(__file__).parent))
-        forked = importlib.import_module("forked")
-        sys.path.pop()
-        fork_ranks_too(forked, folder)
-        forked.fork_tools_too()
         slow_down()
     del os.environ["LOGLEVEL"]
     assert len([*Path("/proc/self/task").iterdir()]) == 1, "a fork would lose the other threads"

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, NoReturn
@@ -95,9 +95,13 @@ def start(
     *,
     output: IO[Any],
     folder: Path | None = None,
+    kind: str = "stages",
 ) -> Process | None:
-    """Runs `python -m module` in a new session with a file as its output; None where that needs an own interpreter."""
-    place = _server(KINDS.get(module, "stages"))
+    """Runs a module of KINDS, or a file on a server of that kind, in a new session with a file as its output.
+
+    None where that needs an own interpreter.
+    """
+    place = _server(KINDS.get(module, kind))
     if place is None:
         return None
     with open(os.devnull) as nothing:
@@ -106,7 +110,7 @@ def start(
 
 
 def fork_tools_too() -> None:
-    """Lets commands of this process, and of those forked from it, ask for the DVC and Snakemake that they start."""
+    """Lets commands that run within this process ask for the DVC and Snakemake that they start."""
     from pipestill import tools
 
     def popen(command: list[str], *, cwd: Path, env: Mapping[str, str], stdout: IO[str] | None, **others: Any) -> Any:
@@ -127,7 +131,7 @@ def stand_in() -> Path | None:
     with _locked(servers / "bin.lock"):
         if not folder.exists():
             folder.mkdir()
-            for name in KINDS:
+            for name in (*KINDS, "python"):
                 program = folder / name
                 program.write_text(STAND_IN.format(python=sys.executable, tests=str(Path(__file__).parent)))
                 program.chmod(0o755)
@@ -135,15 +139,20 @@ def stand_in() -> Path | None:
 
 
 def stand_in_main(python: str) -> NoReturn:
-    """What those programs do: pass signals on, end as the forked process does, and take it along if killed."""
+    """What those programs do: pass signals on, end as the forked process does, and take it along if killed.
+
+    As `python`, this holds for `-m` and a module that servers run.
+    """
     came: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, lambda number, frame: came.append(number))
-    name = Path(sys.argv[0]).name
-    place = _server(KINDS[name], python)
-    process = place and ask(place, name, sys.argv[1:], os.environ, tied=True)
+    name, words = Path(sys.argv[0]).name, sys.argv[1:]
+    if name == "python" and words[:1] == ["-m"] and words[1] in KINDS:
+        name, words = words[1], words[2:]
+    place = _server(KINDS[name], python) if name in KINDS else None
+    process = place and ask(place, name, words, os.environ, tied=True)
     if process is None:
-        program = str(Path(python).with_name(name))
+        program = str(Path(python).with_name(Path(sys.argv[0]).name))
         os.execv(program, [program, *sys.argv[1:]])
     for number in came:
         process.send_signal(number)
@@ -151,7 +160,8 @@ def stand_in_main(python: str) -> NoReturn:
         signal.signal(number, lambda number, frame: process.send_signal(number))
     code = process.wait()
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        with suppress(OSError):  # SIGKILL has no other handler
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
 
@@ -220,6 +230,7 @@ def _server(kind: str, python: str = sys.executable) -> Path | None:
     with _locked(place.with_suffix(".lock")):
         if not place.exists():
             place.mkdir()
+            stand_in()
             owner, variables = json.loads((servers / "owner.json").read_text())
             with Path(f"{place}.log").open("wb") as log:
                 subprocess.Popen(
@@ -251,6 +262,12 @@ def variables_of(pid: int) -> dict[str, str]:
         return dict(note["environment"])
     text = Path(f"/proc/{pid}/environ").read_text(errors="replace")
     return dict(pair.split("=", 1) for pair in text.split("\0") if "=" in pair)
+
+
+def stands_in(pid: int) -> bool:
+    """Whether a process is a stand-in, whose work another one does."""
+    servers = _servers()
+    return servers is not None and f"\0{servers}/bin/" in Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
 
 
 def starter_of(pid: int) -> int:

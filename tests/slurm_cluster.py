@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import forked
+
 NODES = ("n1", "n2")
 SPARE = "n3"  # a node that is known, but not started with the others
 CONF = Path("/etc/slurm/slurm.conf")  # jobs of Snakemake's plugin find Slurm here alone: they drop SLURM_CONF
@@ -107,14 +109,14 @@ class Cluster:
     def rank(self, job: str, number: int) -> int:
         """The process id of a rank."""
         wanted = {f"SLURM_JOB_ID={job}", f"RANK={number}"}
-        (found,) = [pid for pid, variables in _environments() if wanted <= variables]
+        (found,) = [pid for pid, variables in _environments() if wanted <= variables and not forked.stands_in(pid)]
         return found
 
     def launcher(self, job: str) -> int:
         """The process id of the command that started the ranks of a batch job."""
         for pid, variables in _environments():
             command = Path("/proc", str(pid), "cmdline").read_text().split("\0")
-            ours = "pipestill" in command and "python" in command[0]
+            ours = any(Path(word).name == "pipestill" for word in command) and "python" in command[0]
             if ours and f"SLURM_JOB_ID={job}" in variables and not any("PIPESTILL_NODES=" in one for one in variables):
                 return pid
         raise AssertionError(f"no launcher of job {job}")
@@ -144,7 +146,8 @@ def _environments() -> Iterator[tuple[int, set[str]]]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
-                yield int(entry.name), set((entry / "environ").read_text(errors="replace").split("\0"))
+                variables = forked.variables_of(int(entry.name))
+                yield int(entry.name), {f"{name}={value}" for name, value in variables.items()}
 
 
 def _authenticate() -> None:

@@ -96,6 +96,6 @@ def test_sharing_through_an_s3_store_is_measured_and_leaves_a_colleague_nothing_
     with S3Server() as server:
         seconds = share.share(tiny, tmp_path, server=server)
     assert all(value >= 0 for value in seconds.values())
-    assert share.besides_transfer(seconds) < 60
+    assert 0 < share.besides_transfer(seconds) < sum(seconds.values())
     share.show({"an S3 store": seconds})
     assert f"| pipestill sync | {seconds['pipestill sync']:.1f} |" in capsys.readouterr().out

@@ -218,27 +218,21 @@ def test_tools_that_a_command_starts_are_forked_and_end_as_their_own_would(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])
-def test_signals_reach_what_the_stand_in_stands_for(tmp_path: Path, digits: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize("receiver", ["stand-in", "forked"])
+def test_signals_reach_what_the_stand_in_stands_for_and_its_end_is_the_stand_ins(
+    tmp_path: Path, digits: Path, number: int, code: int, receiver: str
+) -> None:
     params = write_params(tmp_path / "params.yaml", **(TINY | {"teachers.teacher.training.iterations": 10_000}))
     runs = tmp_path / "runs"
     stage = stood_in(
-        tmp_path,
-        "pipestill",
-        "train",
-        "--name",
-        "teacher",
-        "--dataset",
-        str(digits),
-        "--output",
-        "m",
-        "--params",
-        str(params),
+        *(tmp_path, "pipestill", "train", "--name", "teacher", "--dataset", str(digits)),
+        *("--output", "m", "--params", str(params)),
     )
     notes = []
     while not notes and stage.poll() is None:
         notes = [*runs.glob("train/*/status.json")]
     pid = json.loads(notes[0].read_text())["pid"]
     assert forked.starter_of(pid) == stage.pid
-    stage.send_signal(number)
+    os.kill(stage.pid if receiver == "stand-in" else pid, number)
     assert stage.wait(60) == code, (tmp_path / "output").read_text()
     wait_for_end([pid])

@@ -14,7 +14,8 @@ from typing import ClassVar
 
 import pytest
 
-from commands import here, payload, run, steps_logged, write_params
+import forked
+from commands import SLOWLY, here, payload, run, steps_logged, write_params
 from pipestill import cli
 from slurm_cluster import Cluster, missing
 from workflow_project import Project, make_project
@@ -58,19 +59,22 @@ def _ended() -> Iterator[None]:
 class Submitted:
     """Snakemake with the profile for Slurm, running in a project; it does not outlive its test."""
 
-    processes: ClassVar[list[subprocess.Popen[bytes]]] = []
+    processes: ClassVar[list[subprocess.Popen[bytes] | forked.Process]] = []
 
-    def __init__(self, cluster: Cluster, project: Project, *arguments: str) -> None:
+    def __init__(self, cluster: Cluster, project: Project, *arguments: str, **environment: str) -> None:
         self.cluster, self.root = cluster, project.root
         self.log = project.root / "snakemake.log"
         script = Path(__file__).with_name("slurm_snakemake.py")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PIPESTILL_", "DVC_"))}
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        programs = [str(folder) for folder in (forked.stand_in(), Path(sys.executable).parent) if folder]
+        variables = inherited | {"PATH": os.pathsep.join([*programs, os.environ["PATH"]])} | environment
+        words = ["--profile", "slurm", *QUICK, *arguments]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(script), "--profile", "slurm", *QUICK, *arguments],
+            own = forked.start(str(script), words, variables, output=log, folder=project.root, kind="tools")
+            self.process: subprocess.Popen[bytes] | forked.Process = own or subprocess.Popen(
+                [sys.executable, str(script), *words],
                 cwd=project.root,
-                env=inherited | {"PATH": path},
+                env=variables,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -183,9 +187,8 @@ def test_a_deadline_a_third_of_what_the_training_needs(cluster: Cluster, finishe
 def test_a_training_outlives_what_happens_to_clusters(cluster: Cluster, finished: Project, tmp_path: Path) -> None:
     project = finished.copy(tmp_path / "project")
     two = ("operation.ranks={train: 2}", "operation.nodes={train: 2}")
-    over = ("training.iterations=250", "training.batch=512", *EVERY_UPDATE)
-    project.pipestill("config", *EXPERIMENT, *two, *over)
-    submitted = Submitted(cluster, project, f"{TEACHER}/manifest.json")
+    project.pipestill("config", *EXPERIMENT, *two, "training.iterations=250", *EVERY_UPDATE)
+    submitted = Submitted(cluster, project, f"{TEACHER}/manifest.json", **SLOWLY)
 
     job = submitted.wait_for_job()
     os.kill(cluster.rank(job, 1), signal.SIGKILL)
@@ -276,7 +279,9 @@ class Job:
 
     def __init__(self, cluster: Cluster, folder: Path, name: str, command: list[object]) -> None:
         self.cluster, self.folder, self.name = cluster, folder, name
-        words = " ".join(f"'{word}'" for word in (sys.executable, "-m", "pipestill", *command))
+        stand_in = forked.stand_in()
+        python = stand_in / "python" if stand_in else sys.executable
+        words = " ".join(f"'{word}'" for word in (python, "-m", "pipestill", *command))
         script = folder / f"{name}.sh"
         script.write_text(
             f"#!/bin/bash\nexport PIPESTILL_RUNS='{folder / 'runs'}' OMP_NUM_THREADS=1\n{words}\n"

@@ -141,7 +141,7 @@ def test_a_uid_without_a_name_gets_one(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
     monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "runs"))
     with pytest.raises((KeyError, OSError)):
         getpass.getuser()
@@ -153,11 +153,12 @@ def test_a_uid_without_a_name_gets_one(tmp_path: Path, monkeypatch: pytest.Monke
     assert f"uid-{os.getuid()}" in default_cache_dir()
 
 
-def test_users_with_a_name_keep_their_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_with_a_name_keep_their_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = str(tmp_path / "nowhere")
     monkeypatch.setenv("USER", "me")
-    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.setenv("HOME", home)
     surroundings.prepare()
-    assert os.environ["HOME"] == "/nowhere"
+    assert os.environ["HOME"] == home
 
 
 # --- what killed launches leave ------------------------------------------------------------------------------------
