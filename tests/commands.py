@@ -63,6 +63,8 @@ class Command:
         words = [str(word) for word in arguments]
         with self.log.open("wb") as output:
             own = None if fresh else forked.start("pipestill", words, variables, output=output)
+            if own is None and fork_server.SECONDS_AN_UPDATE in variables:
+                pytest.skip("only forked trainings can be slowed down")
             self.process: forked.Process | subprocess.Popen[bytes] = own or subprocess.Popen(
                 [sys.executable, "-m", "pipestill", *words],
                 env=variables,

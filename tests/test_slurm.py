@@ -71,6 +71,8 @@ class Submitted:
         words = ["--profile", "slurm", *QUICK, *arguments]
         with self.log.open("wb") as log:
             own = forked.start(str(script), words, variables, output=log, folder=project.root, kind="tools")
+            if own is None and SLOWLY.items() <= variables.items():
+                pytest.skip("only forked trainings can be slowed down")
             self.process: subprocess.Popen[bytes] | forked.Process = own or subprocess.Popen(
                 [sys.executable, str(script), *words],
                 cwd=project.root,
