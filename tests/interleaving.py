@@ -13,7 +13,7 @@ from pipestill import pipeline
 from workflow_project import TINY, Project, jobs_in
 
 CHANGES = {  # what may change, and the values that it takes; the first are those at the beginning
-    "distillation.students.student-4.generator_lr": ("5e-05", "0.01", "0.02"),
+    "distillation.students.student-4.generator_lr": ("1e-04", "0.01", "0.02"),
     "sampling.runs.student-4.seeds": ("[0]", "[1]", "[2]"),
     "sampling.runs.teacher-2m-4.seeds": ("[0]", "[1]"),
     "report.title": ("Miniature", "Another", "Third"),

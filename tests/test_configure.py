@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pipestill.stages.common import load_params
 from pipestill.training.ema import warnings
 
 ROOT = Path(__file__).parent.parent
+DIGITS = ("digits", "digits_long")
 EXPERIMENTS = sorted(file.stem for file in (ROOT / "conf" / "experiment").glob("*.yaml"))
 
 
@@ -42,12 +44,17 @@ def test_every_experiment_composes_and_survives_a_round_trip(experiment: str, tm
     assert yaml.safe_load(path.read_text()) == config.load(path).plain()  # plain YAML 1.1 readers see the same values
 
 
+@functools.cache
+def composed(experiment: str) -> config.Params:
+    return configure.compose([f"experiment={experiment}", *(["data.path=images"] if experiment == "own" else [])])
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_values_that_one_dataset_needs_stay_in_its_experiment(experiment: str) -> None:
     """Distribution matching uses the whole ladder, except on digits; teachers measure sigma_data; averages forget."""
-    params = configure.compose([f"experiment={experiment}", *(["data.path=images"] if experiment == "own" else [])])
+    params = composed(experiment)
     for name, student in params.distillation.students.items():
-        digits = experiment in ("digits", "digits_long") and not name.startswith("published")
+        digits = experiment in DIGITS and not name.startswith("published")
         assert (student.dm.sigma_min, student.dm.sigma_max) == (0.3 if digits else 0.002, 80.0), name
         assert not warnings(student.ema, updates=student.iterations, batch=student.batch), name
     for name, teacher in params.teachers.items():
@@ -55,6 +62,52 @@ def test_values_that_one_dataset_needs_stay_in_its_experiment(experiment: str) -
         training = teacher.training
         assert not warnings(training.ema, updates=training.iterations, batch=training.batch), name
     assert all(model.denoiser.sigma_data == 0.5 for model in params.converted.values())
+
+
+def numbers_in(node: object, name: str = "") -> set[tuple[str, float]]:
+    """Every number below a node, with its full name."""
+    if isinstance(node, dict):
+        return set().union(*(numbers_in(value, f"{name}.{key}".lstrip(".")) for key, value in node.items()))
+    return {(name, float(node))} if isinstance(node, (int, float)) and not isinstance(node, bool) else set()
+
+
+def numbers_stated(*files: str) -> set[tuple[str, float]]:
+    """What files of conf/ state for students, the published recipe on digits aside, each by its name in a student."""
+    found = set[tuple[str, float]]()
+    for file in files:
+        body = config.parse_yaml((ROOT / "conf" / f"{file}.yaml").read_text(), file)
+        section = body if file.startswith("distillation/") else body.get("distillation", {})
+        students = {name: entry for name, entry in section.get("students", {}).items() if "published" not in name}
+        found = found.union(*map(numbers_in, (section.get("shared", {}), *students.values())))
+    return {(name, value) for name, value in found if name not in ("steps", "seed", "optimizer.decay_from")}
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in DIGITS])
+def test_no_value_of_the_digits_students_is_inherited_by_others(experiment: str) -> None:
+    """Rates, lengths, loss weights and noise levels: whoever shares one states it."""
+    trials = ("generator_lr", "fake_score_lr", "iterations", "dm.sigma_min")  # chosen on digits (docs/quality.md)
+    of_digits = numbers_stated(*(f"experiment/{name}" for name in DIGITS))
+    for student in composed("digits").distillation.students.values():
+        of_digits |= {(name, value) for name, value in numbers_in(student.plain()) if name in trials}
+    assert {("dm.sigma_min", 0.3), ("generator_lr", 5e-5), ("iterations", 400.0), ("sigma_max", 20.0)} <= of_digits
+
+    group = ["distillation/dmd2_imagenet64"] if experiment.startswith(("imagenet64", "rehearsal")) else []
+    above = {"dtd_filtered": ["experiment/dtd"]}.get(experiment, [])
+    own = numbers_stated(f"experiment/{experiment}", *above, *group)
+    students = composed(experiment).distillation.students.values()
+    found = set().union(*(numbers_in(student.plain()) for student in students))
+    assert found & of_digits <= own
+
+
+def test_own_images_are_trained_with_the_values_that_own_states() -> None:
+    params = composed("own")
+    training = params.teachers["teacher"].training
+    assert (training.iterations, training.batch, training.learning_rate) == (1800, 64, 2e-3)
+    for steps, student in zip((10, 4), params.distillation.students.values(), strict=True):
+        assert (student.steps, student.iterations, student.batch, student.update_ratio) == (steps, 120, 64, 2)
+        assert (student.generator_lr, student.fake_score_lr, student.ema.decay) == (1e-4, 3e-4, 0.995)
+        assert (student.sigma_max, student.sigma_min, student.dm.weight) == (8.0, 0.05, 1.0)
+        assert not student.gan.on
 
 
 @pytest.mark.parametrize("value", ["date", "0", "-1", "null", "1e9"])
