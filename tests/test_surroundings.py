@@ -20,6 +20,7 @@ from images import class_folders
 from pipestill import surroundings, work
 from test_sampling_command import arguments
 from tiny_models import make_model
+from workflow_project import Project
 
 SHADOWS = ("dis.py", "queue.py", "random.py", "types.py", "yaml.py")  # a user's own files
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -151,6 +152,23 @@ def test_a_uid_without_a_name_gets_one(tmp_path: Path, monkeypatch: pytest.Monke
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     assert f"uid-{os.getuid()}" in default_cache_dir()
+
+
+@pytest.mark.skipif(not can_rename_host(), reason="no mount namespace here")
+def test_commands_and_snakemake_run_under_a_uid_without_a_name(tiny: Project, tmp_path: Path) -> None:
+    """Both look into DVC's repository, and DVC wants to know whose caches it uses there."""
+    uid, home = 4321, str(tmp_path / "nowhere")
+    nobody = {"HOME": home} | dict.fromkeys(("LOGNAME", "USER", "LNAME", "USERNAME"), "")
+    with pytest.raises(KeyError):
+        pwd.getpwuid(uid)
+    project = tiny.copy(tmp_path / "project")
+    python = ("unshare", f"--map-user={uid}", sys.executable)
+    asked = project.run(*python, "-c", "import getpass; getpass.getuser()", code=1, **nobody)
+    assert f"uid not found: {uid}" in asked
+    said = project.run(*python, "-m", "pipestill", "record", **nobody)
+    assert said == f"all {len(project.payloads())} finished stages are recorded\n"
+    said = project.run(*python, "-m", "snakemake", "--profile", "local", "--dry-run", **nobody)
+    assert "Nothing to be done (all requested files are present and up to date)." in said
 
 
 def test_users_with_a_name_keep_their_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

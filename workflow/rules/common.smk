@@ -9,13 +9,14 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from pipestill import config as parameters_file
-from pipestill import pipeline, started, tools
+from pipestill import pipeline, started, surroundings, tools
 from pipestill.errors import PipestillError
 from pipestill.stages import fetch
 
 BEGUN = time.time()
 RUNS = os.environ.get("PIPESTILL_RUNS", "runs")
 ROOT = Path(workflow.basedir)
+surroundings.prepare()  # DVC, which resolves the stages, asks for the user's name
 tools.put_on_path()
 
 
