@@ -6,9 +6,11 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
+SENT = "the signal is sent at "  # what it prints before, with the monotonic clock's seconds
 AGAIN = "called after the signal"  # what it prints at each later call
 
 
@@ -37,6 +39,7 @@ def signal_at(name: str, call: int, number: int) -> None:
         if calls > call and os.getpid() == main:
             print(f"{AGAIN}: {name}", file=sys.stderr, flush=True)
         if calls == call:
+            print(f"{SENT}{time.monotonic()}", file=sys.stderr, flush=True)
             os.kill(main, number)
             if os.getpid() != main:
                 signal.pause()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NoReturn
 import pytest
 
 from pipestill import leftovers, pipeline
-from pipestill.commands import clean
+from pipestill.commands import clean, doctor
 from workflow_project import TINY, Project
 
 WITHOUT_STUDENT = (*TINY, "~distillation.students.student-4", "~sampling.runs.student-4")
@@ -98,6 +99,26 @@ def test_an_archive_loses_nothing_and_replaces_nothing(project: Project, tmp_pat
     assert "exists already, and an archive replaces nothing" in said
     assert "which is being cleaned" in project.here("clean", "--archive", "artifacts/models/old", "--yes", code=2)
     assert files(project.root) == before
+
+
+def test_record_and_doctor_advise_to_clean_and_never_to_remove_by_hand(project: Project) -> None:
+    project.by_hand_here("report")  # as Snakemake does, before it lets DVC record
+    left = [f"artifacts/{kind}/student-4" for kind in ("models", "samples", "evaluations")]
+    recorded = project.here("record")
+    assert (
+        f"not recorded: report: {', '.join(left)} belong to no stage of dvc.yaml any more: "
+        "pipestill clean deletes or archives what pipestill made there\n"
+    ) in recorded
+    checked = [*doctor.metrics(project.root), *doctor.stages(project.root, quick=True)]
+    assert [line.text for line in checked if line.state != "ok"] == [
+        "tables leave out runs that params.yaml does not name: metrics/student-4.json: pipestill clean",
+        *(
+            f"{name} belongs to no stage any more, and DVC counts it among inputs: pipestill clean"
+            for name in sorted(left)
+        ),
+        "not recorded by DVC: report: pipestill record",
+    ]
+    assert not re.search(r"\brm\b", recorded)
 
 
 def test_only_what_is_named_is_deleted(project: Project) -> None:

@@ -203,6 +203,27 @@ def test_an_average_that_cannot_forget_its_start_is_named() -> None:
     assert distillation(ema=ema, iterations=50).warnings == []
 
 
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_students_average_warms_up_from_the_first_update_that_changes_it(first: int) -> None:
+    """(1 + t) / (10 + t) of the average is kept after t such updates, 0.3 at most."""
+    late = {"dm": {"weight": 0.0}, "gan": GanParams(generator_weight=1.0, start=first)}
+    quick = {"generator_lr": 0.01, "optimizer": {"warmup": 0, "schedule": "constant"}, "update_ratio": 1}
+    run = distillation(iterations=8, ema={"decay": 0.3}, **quick, **(late if first else {"gan": NO_GAN}))
+    expected = weights(run._student.network)
+    for step in range(first + 5):
+        before = weights(run._student.network)
+        run.update(step)
+        assert bool(changed(before, run._student.network)) == (step >= first)
+        if step >= first:
+            kept = (0.1, 2 / 11, 0.25, 0.3, 0.3)[step - first]
+            now = weights(run._student.network)
+            expected = {name: kept * tensor + (1 - kept) * now[name] for name, tensor in expected.items()}
+        for name, tensor in expected.items():
+            torch.testing.assert_close(run.ema.tensors[name], tensor, rtol=1e-5, atol=1e-6)
+    run.validate(8)
+    assert all(torch.equal(run.best["ema"][name], tensor) for name, tensor in run.ema.tensors.items())
+
+
 def test_labels_are_dropped_once_before_every_network() -> None:
     run = distillation(label_dropout=0.5)
     seen: list[Tensor] = []

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 
 from commands import here
+from images import data_params, encoded, noise
 from pipestill import PixelPipeline, artifacts, cli, configure
+from pipestill.config import OperationParams, RunParams, TeacherParams
 from pipestill.data import order
+from pipestill.data.store import open_dataset
 from pipestill.evaluation.reference import open_reference
 from pipestill.networks.model import read_card
 from pipestill.sampling.store import open_samples
-from pipestill.stages.sample import labels_of
+from pipestill.stages.dataset import build
+from pipestill.stages.sample import labels_of, sample
+from pipestill.stages.train import train
 
 SMALL = [
     "experiment=miniature",
@@ -57,6 +64,49 @@ def write_images(path: Path, labels: list[int]) -> None:
     for image, label in zip(pixels, labels, strict=True):
         image[2 * label :] += 120
     np.savez(path, images=pixels, labels=np.array(labels))
+
+
+def write_edm(path: Path, pixels: np.ndarray, labels: list[int]) -> None:
+    path.mkdir()
+    names = [f"img{index:08d}.png" for index in range(len(labels))]
+    for name, image in zip(names, pixels, strict=True):
+        (path / name).write_bytes(encoded(image))
+    (path / "dataset.json").write_text(json.dumps({"labels": [*zip(names, labels, strict=True)]}))
+
+
+def write_lmdb(path: Path, pixels: np.ndarray, labels: list[int]) -> None:
+    count, side, _, channels = pixels.shape
+    pairs = {"images_shape": f"{count} {channels} {side} {side}".encode(), "labels_shape": f"{count}".encode()}
+    for index, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        pairs[f"images_{index}_data"] = image.transpose(2, 0, 1).tobytes()
+        pairs[f"labels_{index}_data"] = np.int64(label).tobytes()
+    with lmdb.open(str(path), subdir=False, map_size=1 << 24) as env, env.begin(write=True) as transaction:
+        for key, value in pairs.items():
+            transaction.put(key.encode(), value)
+
+
+@pytest.mark.parametrize(("form", "write"), [("edm", write_edm), ("lmdb", write_lmdb)])
+def test_labels_of_other_sources_leave_a_class_without_images_and_without_samples(
+    form: str, write: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels 1 to 3 in dataset.json or in DMD2's LMDB: four classes, of which 0 is neither trained nor sampled."""
+    monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "runs"))
+    labels, operation = [1] * 9 + [2] * 6 + [3] * 6, OperationParams(device="cpu")
+    write(tmp_path / "images", noise(len(labels), 8, 1), labels)
+    source = data_params(tmp_path / "images", format=form, color="grey")
+    summary = build(source, tmp_path / "dataset").manifest.summary
+    assert (summary["classes"], summary["empty_classes"]) == (4, ["0"])
+    opened = open_dataset(tmp_path / "dataset")
+    assert (opened.classes, opened.labels.tolist()) == (("0", "1", "2", "3"), labels)
+
+    network = {"channels": [8], "attention": [False], "layers": 1, "norm_groups": 4}
+    teacher = TeacherParams.model_validate({"network": network, "training": {"iterations": 1, "batch": 8}})
+    train(teacher, name="t", dataset=tmp_path / "dataset", output=tmp_path / "t", operation=operation)
+    card = read_card(tmp_path / "t")[1]
+    assert (card.empty, card.filled) == (("0",), [1, 2, 3])
+    run = RunParams(model="t", sampler="euler", steps=1, sigmas="models/t", images=7)
+    sample(run, name="r", model=tmp_path / "t", output=tmp_path / "r", operation=operation)
+    assert open_samples(tmp_path / "r").labels.tolist() == [1, 2, 3, 1, 2, 3, 1]
 
 
 def test_a_class_without_images_is_left_out_of_the_whole_chain(

@@ -31,6 +31,7 @@ from pipestill.sampling import background, preview
 from pipestill.sampling.background import PictureWriter
 from pipestill.sampling.preview import Previews
 from pipestill.training.ema import Ema
+from pipestill.training.teacher import TeacherTraining
 from pipestill.training.tracking import Silent
 from test_train import arguments
 from tiny_models import CLASSES, make_model
@@ -227,6 +228,29 @@ def test_previews_take_at_most_their_share_of_the_time(tmp_path: Path, model: Pa
     seldom._estimated = 0.25
     assert walked(seldom, clock, 1000, 0.25) == [400, 800]
     assert PreviewParams().share == 0.02
+
+
+def test_a_training_makes_previews_by_default(
+    tmp_path: Path, digits: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With nothing stated in `operation`, by a clock on which an update takes a minute and a picture no time."""
+    update = TeacherTraining.update
+
+    def a_minute(self: TeacherTraining, step: int) -> dict[str, torch.Tensor]:
+        clock.now += 60
+        return update(self, step)
+
+    monkeypatch.setattr(TeacherTraining, "update", a_minute)
+    changes = {"teachers.teacher.training": {"iterations": 2, "batch": 4, "validate_every": 0}}
+    changes |= {"teachers.teacher.network": {"channels": [4], "layers": 1, "attention": [False], "norm_groups": 4}}
+    here(*arguments(tmp_path, digits, "m", operation={}, **changes), runs=tmp_path / "runs")
+    (folder,) = (tmp_path / "runs" / "previews").iterdir()
+    assert f"previews: {folder}\n" in capsys.readouterr().err
+    (grid,) = previews_of(artifacts.read(tmp_path / "m", "model").manifest.key, tmp_path / "runs")
+    assert grid == folder / "step-00000002.png"  # the first that an update's time can pay for
+    rows, columns = 10, 4  # a row a class
+    assert pixels(grid).shape == (rows * (32 + 2) + 2, columns * (32 + 2) + 2)
+    assert len(list(grid.with_suffix("").iterdir())) == rows * columns
 
 
 def test_a_first_preview_is_estimated_by_one_evaluation(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import yaml
 from pipestill import cli, pipeline, started, tools
 from pipestill.commands import record
 from pipestill.errors import InputError, SurroundingsError
-from workflow_project import TINY, Project
+from pipestill.stages import sample
+from workflow_project import TINY, Project, dvc_stages
 
 SEEDS = "sampling.runs.student-4.seeds"
 SAMPLES = "artifacts/samples/student-4"
@@ -111,6 +113,34 @@ def test_under_dvc_a_later_stage_names_what_changed(project: Project) -> None:
     project.git("checkout", "--", "dvc.yaml")
     project.dvc("repro", "evaluate@student-4")  # a new run takes the new value
     assert made_with(project, EVALUATION)["threads"] == 2
+
+
+def test_a_stage_of_dvc_whose_parameters_were_edited_ends_with_2_and_names_them(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own command, under the variables that DVC and `pipestill repro` set: before it starts, and while it works."""
+    before, after = project.root / "before.yaml", project.root / "params.yaml"
+    shutil.copy(after, before)
+    said = "params.yaml changed while DVC was running ({} was {}, now {})."
+    again = "or run dvc repro again to use the new one.\n"
+    edit(project, SEEDS, "[8]", "evaluation.threads", "2")
+    changes = {"sample": said.format(SEEDS, "[7]", "[8]"), "evaluate": said.format("evaluation.threads", "1", "2")}
+    stages = dvc_stages(project.root)
+    words = {stage: shlex.split(str(stages[f"{stage}@student-4"]["command"]))[1:] for stage in changes}
+    for stage, change in changes.items():
+        variables = {"DVC_STAGE": f"{stage}@student-4", "PIPESTILL_PARAMS": str(before)}
+        printed = project.pipestill(*words[stage], code=2, **variables)
+        assert printed == f"pipestill {stage}: {change} Restore the old value, {again}"
+    assert made_with(project, SAMPLES)["seeds"] == [0]
+
+    shutil.copy(before, after)
+    monkeypatch.chdir(project.root)
+    monkeypatch.setenv("DVC_STAGE", "sample@student-4")
+    monkeypatch.setenv("PIPESTILL_PARAMS", str(before))
+    monkeypatch.setattr(sample, "main", lambda options: edit(project, SEEDS, "[8]"))
+    assert cli.main(words["sample"]) == 2
+    kept = "To keep this result, restore the old value and run pipestill record, "
+    assert capsys.readouterr().err == f"pipestill sample: {changes['sample']} {kept}{again}"
 
 
 def test_dvc_records_nothing_under_parameters_that_were_edited_while_it_ran(project: Project) -> None:

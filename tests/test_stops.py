@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from edm_files import TINY as ADM
 from edm_files import random_tensors, write_edm_pickle
 from pipestill.errors import Stopped
 from pipestill.stopping import DEADLINE, STOP_SIGNALS, StopRequest, handlers_kept
-from signal_at import AGAIN
+from signal_at import AGAIN, SENT
 from workflow_project import TINY, Project, dvc_stages
 
 SECONDS = 60.0  # for a command that takes one or two of its own, on a busy machine
+WITHIN = 10.0  # seconds from the signal to the end
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,15 @@ LAST = {
         says="going on after update 4 of 4",
     ),
 }
+# further loops of these stages
+OTHER_LOOPS = {
+    "dataset": Step("pipestill.data.duplicates._Components.join", 3, keeps="*"),
+    "reference": Step("pipestill.evaluation.tables._write_rows", 3, more=1, keeps="train.done-0"),
+}
 # and where no loop asks, so that the signal interrupts
 BETWEEN = {
     "dataset": Step("os.scandir", 2),
-    "reference": Step("pipestill.evaluation.measure.drawn_rows", 2),
+    "reference": Step("pipestill.evaluation.measure.drawn_rows", 1, keeps="classifier.*"),
     "train@teacher": Step("pipestill.networks.model.save_model", 1),
     "distill@student-4": Step("pipestill.networks.model.load_model", 1),
     "sample@student-4": Step("pipestill.artifacts.describe_files", 1),
@@ -132,11 +139,13 @@ def stopped_at(step: Step, number: signal.Signals, folder: Path, *words: str) ->
         )
         try:
             code = process.wait(SECONDS)
+            ended = time.monotonic()
         finally:
             process.kill()
     said = log.read_text()
     log.unlink()
     assert code == 75, said
+    assert ended - float(said.partition(SENT)[2].split()[0]) < WITHIN, said
     assert "Traceback" not in said
     assert number.name in said.splitlines()[-1]
     assert said.count(AGAIN) <= step.more, said
@@ -176,6 +185,11 @@ def test_a_stage_stops_at_its_step_and_goes_on(project: Project, address: str, n
     stops_and_goes_on(project, address, STEPS[address], number, again=number == signal.SIGTERM)
 
 
+@pytest.mark.parametrize("address", OTHER_LOOPS)
+def test_a_stage_stops_at_a_step_of_another_loop_and_goes_on(project: Project, address: str) -> None:
+    stops_and_goes_on(project, address, OTHER_LOOPS[address], signal.SIGINT, again=True)
+
+
 @pytest.mark.parametrize("address", LAST)
 def test_a_stage_stops_after_its_last_step_with_its_state_saved(project: Project, address: str) -> None:
     stops_and_goes_on(project, address, LAST[address], signal.SIGTERM, again=True)
@@ -199,7 +213,10 @@ def test_a_command_beside_the_stages_is_interrupted_and_can_be_given_again(proje
         assert step.says in project.here(command, *words)
 
 
-def test_a_conversion_is_interrupted_and_can_be_given_again(tmp_path: Path, digits: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_conversion_is_interrupted_and_can_be_given_again(
+    tmp_path: Path, digits: Path, number: signal.Signals
+) -> None:
     layout = ADM | {"in_channels": 1, "out_channels": 1, "label_dim": 10}  # fits the embedded digits
     write_edm_pickle(tmp_path / "edm.pkl", layout, random_tensors(layout))
     files = [{"path": "edm.pkl", "source": "path", "location": "edm.pkl"}]
@@ -208,7 +225,7 @@ def test_a_conversion_is_interrupted_and_can_be_given_again(tmp_path: Path, digi
     project = Project(tmp_path)
     project.here("fetch", "--name", "edm", "--output", "fetched")
     words = ("convert", "--name", "edm", "--input", "fetched", "--dataset", str(digits), "--output", "edm")
-    stopped_at(Step("pipestill.networks.model.save_model", 1), signal.SIGTERM, tmp_path, *words)
+    stopped_at(Step("pipestill.networks.model.save_model", 1), number, tmp_path, *words)
     assert not (tmp_path / "edm").exists()
     project.here(*words)
     assert (tmp_path / "edm" / "manifest.json").exists()
@@ -244,8 +261,9 @@ def test_a_worker_that_hangs_in_a_read_holds_up_nothing(project: Project, number
     shutil.rmtree(project.root / "elsewhere")
 
 
-def test_a_server_that_stops_sending_holds_up_nothing(tmp_path: Path) -> None:
-    content, asked = bytes(range(256)) * 8192, []
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_that_stops_sending_holds_up_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    content, asked, sent = bytes(range(256)) * 8192, [], []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -264,7 +282,8 @@ def test_a_server_that_stops_sending_holds_up_nothing(tmp_path: Path) -> None:
             self.wfile.flush()
             part = tmp_path / "runs"
             assert command.wait_until(lambda: any(file.stat().st_size >= 1 << 20 for file in part.rglob("*.bin")))
-            command.process.send_signal(signal.SIGTERM)
+            sent.append(time.monotonic())
+            command.process.send_signal(number)
             released.wait(SECONDS)
 
         def log_message(self, *arguments: object) -> None:
@@ -280,6 +299,7 @@ def test_a_server_that_stops_sending_holds_up_nothing(tmp_path: Path) -> None:
     command = Command(*words, runs=tmp_path / "runs")
     try:
         assert command.wait() == 75, command.output
+        assert time.monotonic() - sent[0] < WITHIN
         released.set()
         code, output = run(*words, runs=tmp_path / "runs")
     finally:
@@ -289,6 +309,36 @@ def test_a_server_that_stops_sending_holds_up_nothing(tmp_path: Path) -> None:
     assert code == 0, output
     assert (tmp_path / "fetched" / "a.bin").read_bytes() == content
     assert asked[1] >= 1 << 20  # it went on where it had stopped
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_digest_of_a_large_file_holds_up_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """Tens of gigabytes of zeros, which take no room and minutes to digest."""
+    place = tmp_path / "inputs" / "a.bin"
+    place.parent.mkdir()
+    with place.open("wb") as file:
+        file.truncate(64 << 30)
+    stated = {"path": "a.bin", "source": "https", "location": "http://127.0.0.1:1/a.bin", "sha256": 64 * "0"}
+    params = write_params(tmp_path / "params.yaml", fetched={"a": {"files": [stated]}})
+    words = ("fetch", "--name", "a", "--output", tmp_path / "fetched", "--from", place.parent, "--params", params)
+    command = Command(*words, runs=tmp_path / "runs")
+    assert command.wait_until(lambda: bytes_read(command.process.pid) > 128 << 20), command.output
+    sent = time.monotonic()
+    command.process.send_signal(number)
+    assert command.wait() == 75, command.output
+    assert time.monotonic() - sent < WITHIN
+    assert command.output.splitlines() == [
+        f"a.bin: taken from {place}",
+        f"a.bin: checking {64 << 30:,} bytes",
+        f"pipestill fetch: stopped by {number.name}: start it again",
+    ]
+    assert not (tmp_path / "fetched").exists()
+    place.unlink()  # whoever copies it would have to write it all
+
+
+def bytes_read(pid: int) -> int:
+    """What a process has read from files so far."""
+    return int(Path(f"/proc/{pid}/io").read_text().split()[1])
 
 
 def test_a_caller_of_the_functions_has_all_its_handlers_back() -> None:

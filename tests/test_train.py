@@ -27,7 +27,7 @@ from commands import (
     wait_for_end,
     write_params,
 )
-from pipestill import cli
+from pipestill import artifacts, cli
 from pipestill.config import EdmParams, FlowParams, OperationParams, RunParams, TeacherParams, TrainedEdmParams
 from pipestill.data.store import open_dataset
 from pipestill.distributed import World
@@ -130,6 +130,32 @@ def test_raw_and_averaged_weights_are_those_that_training_held(
     going_on = TeacherParams(start="models/a", network=None, training=params.training)
     stage.train(going_on, name="b", dataset=digits, start=tmp_path / "a", output=tmp_path / "b", operation=operation)
     assert equal(last["began"], kept["raw"])
+
+
+def test_a_teacher_of_the_version_that_lost_the_raw_weights_is_trained_again(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 2 wrote the averaged weights twice, so that nothing of it may count as today's."""
+    monkeypatch.setenv("PIPESTILL_RUNS", str(tmp_path / "runs"))
+    body = {"network": TINY["teachers.teacher.network"], "training": {"iterations": 1, "batch": 16}}
+    words = {"name": "a", "dataset": digits, "output": tmp_path / "a", "operation": OperationParams(device="cpu")}
+
+    def trained() -> artifacts.Manifest:
+        made = stage.train(TeacherParams.model_validate(body), **words)  # type: ignore[arg-type]
+        assert made is not None
+        return made.manifest
+
+    assert stage.VERSION > 2
+    first, updates = trained(), []
+    assert first.version == stage.VERSION
+    monkeypatch.setattr(
+        TeacherTraining,
+        "update",
+        lambda self, step, whole=TeacherTraining.update: updates.append(step) or whole(self, step),
+    )
+    assert (trained(), updates) == (first, [])
+    (tmp_path / "a" / "manifest.json").write_text(dataclasses.replace(first, version=2).to_json())
+    assert (trained(), updates) == (first, [0])
 
 
 def test_a_teacher_that_starts_from_a_model_is_trained_with_dropout_as_any_other(
