@@ -154,7 +154,7 @@ def run(
 
 def here(*arguments: object, runs: Path, code: int = 0) -> None:
     """Runs a command that must end with `code` in this process, which has imported everything already."""
-    with pytest.MonkeyPatch.context() as patch, handlers_kept():
+    with pytest.MonkeyPatch.context() as patch, handlers_kept(), forked.children_forked():
         patch.setenv("PIPESTILL_RUNS", str(runs))
         patch.setenv("PIPESTILL_DEADLINE", "")  # what the command sets it to goes with it
         patch.delenv("PIPESTILL_DEADLINE")

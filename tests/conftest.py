@@ -70,12 +70,6 @@ def _fail_what_ci_skips(report: pytest.TestReport | pytest.CollectReport) -> Non
         report.longrepr = f"nothing may be skipped with PIPESTILL_CI=1: {reason}"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def tools_are_forked() -> None:
-    """DVC and Snakemake that a command started here."""
-    forked.fork_tools_too()
-
-
 @pytest.fixture(scope="session")
 def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A weights file of the right form for the `inception` extractor, with random weights from a fixed seed."""

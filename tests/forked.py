@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
 SERVERS = "FORK_SERVERS"  # variable: the folder of this run's servers; `off` gives every command its own interpreter
@@ -71,12 +70,6 @@ class Process:
         self._connection.recv(1)  # closed when nothing is left of the process
         self._connection.close()
 
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.wait()
-
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
@@ -109,17 +102,15 @@ def start(
         return ask(place, module, arguments, environment, folder=folder, files=files)
 
 
-def fork_tools_too() -> None:
-    """Lets commands that run within this process ask for the DVC and Snakemake that they start."""
-    from pipestill import tools
-
-    def popen(command: list[str], *, cwd: Path, env: Mapping[str, str], stdout: IO[str] | None, **others: Any) -> Any:
-        place = _server("tools") if command[2] in KINDS else None
-        files = (0, 1, 2) if stdout is None else (0, stdout.fileno(), stdout.fileno())
-        process = place and ask(place, command[2], command[3:], env, folder=cwd, files=files)
-        return process or subprocess.Popen(command, cwd=cwd, env=env, stdout=stdout, **others)
-
-    tools.subprocess = SimpleNamespace(Popen=popen)  # type: ignore[assignment]
+@contextmanager
+def children_forked() -> Iterator[None]:
+    """Within, ranks and tools that a command in this process starts ask a server, as those of a forked process do."""
+    folder, own = stand_in(), sys.executable
+    sys.executable = str(folder / "python") if folder else own
+    try:
+        yield
+    finally:
+        sys.executable = own
 
 
 def stand_in() -> Path | None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from commands import Command, here, write_params
-from pipestill import cli
 from pipestill.config import PreviewParams, load
 from pipestill.data.loader import Batch
 from pipestill.data.store import open_dataset
@@ -180,5 +179,5 @@ def test_what_cannot_be_measured_is_one_line(
 ) -> None:
     file = write_params(tmp_path / "params.yaml", **TINY)
     words = ["bench", "--name", "teacher", "--dataset", digits, "--output", tmp_path / "bench", "--params", file]
-    assert cli.main([*map(str, words), *more]) == 2
+    here(*words, *more, runs=tmp_path / "runs", code=2)
     assert message in capsys.readouterr().err.splitlines()[-1]

@@ -201,20 +201,22 @@ def test_the_stand_in_is_the_program(tmp_path: Path, program: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["params: [1", "stages: {a: {cmd: echo}}"])
-def test_tools_that_a_command_starts_are_forked_and_end_as_their_own_would(
+def test_tools_that_a_command_here_starts_are_forked_and_end_as_their_own_would(
     tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "dvc.yaml").write_text(text)
+    started = mock.Mock(wraps=subprocess.Popen)
+    monkeypatch.setattr(subprocess, "Popen", started)
     said = []
-    ask = mock.Mock(wraps=forked.ask)
-    monkeypatch.setattr(forked, "ask", ask)
-    for servers in (os.environ[forked.SERVERS], "off"):
-        monkeypatch.setenv(forked.SERVERS, servers)
-        with pytest.raises(SurroundingsError) as error:
-            tools.dvc(tmp_path, "status")
-        said.append(str(error.value))
+    with forked.children_forked(), pytest.raises(SurroundingsError) as error:
+        tools.dvc(tmp_path, "status")
+    said.append(str(error.value))
+    with pytest.raises(SurroundingsError) as error:
+        tools.dvc(tmp_path, "status")
+    said.append(str(error.value))
     assert said[0] == said[1]
-    assert ask.call_count == 1, "one of them has an interpreter of its own"
+    programs = [Path(call.args[0][0]) for call in started.call_args_list if call.args[0][1:3] == ["-m", "dvc"]]
+    assert programs == [forked.stand_in() / "python", Path(sys.executable)]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])

@@ -98,6 +98,7 @@ class Project:
         said = io.StringIO()
         with (
             contextlib.chdir(self.root),
+            forked.children_forked(),
             mock.patch.dict(os.environ, inherited, clear=True),
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
