@@ -140,6 +140,8 @@ def stand_in_main(python: str) -> NoReturn:
     name, words = Path(sys.argv[0]).name, sys.argv[1:]
     if name == "python" and words[:1] == ["-m"] and words[1] in KINDS:
         name, words = words[1], words[2:]
+        if name == "pipestill":
+            _end_with_parent()  # as ranks do
     place = _server(KINDS[name], python) if name in KINDS else None
     process = place and ask(place, name, words, os.environ, tied=True)
     if process is None:
@@ -155,6 +157,14 @@ def stand_in_main(python: str) -> NoReturn:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     sys.exit(code)
+
+
+def _end_with_parent() -> None:
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def ask(
