@@ -115,9 +115,9 @@ def closed_form(x: Tensor, sigma: float) -> Tensor:
 
 
 def furthest(denoiser: Denoiser, levels: Tensor, dtype: torch.dtype) -> float:
-    """The largest difference to the closed form over noise levels."""
+    """The largest difference to the closed form over noise levels: the ends, and one in five between them."""
     found = 0.0
-    for sigma in levels.tolist():
+    for sigma in torch.cat([levels[:9], levels[9:-9:5], levels[-9:]]).tolist():
         sigmas = torch.full((COUNT,), sigma, dtype=dtype)
         x = noised(data().to(dtype), sigmas, draws("noise", dtype))
         got = denoiser(x, sigmas, NOTHING)

@@ -132,10 +132,10 @@ def test_ranks_wait_for_a_leader_that_works_alone_longer_than_a_collective_may_t
     script.write_text(
         "import time\n"
         "from pipestill import distributed\n"
-        "with distributed.world(device='cpu', timeout=1.0) as world:\n"
+        "with distributed.world(device='cpu', timeout=8.0) as world:\n"
         "    world.barrier()\n"
         "    if world.leader:\n"
-        "        time.sleep(3)\n"
+        "        time.sleep(10)\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
@@ -147,10 +147,10 @@ def test_ranks_await_a_leader_in_the_midst_of_their_work(tmp_path: Path) -> None
     script.write_text(
         "import time\n"
         "from pipestill import distributed\n"
-        "with distributed.world(device='cpu', timeout=1.0) as world:\n"
+        "with distributed.world(device='cpu', timeout=8.0) as world:\n"
         "    for turn in range(2):\n"
         "        if world.leader:\n"
-        "            time.sleep(2.5)\n"
+        "            time.sleep(9)\n"
         "        world.await_leader(f'turn/{turn}')\n"
         "        world.barrier()\n"
     )
