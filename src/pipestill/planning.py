@@ -20,7 +20,7 @@ from pipestill.standing import Standing, open_any
 if TYPE_CHECKING:
     from pipestill.data.source import Source
 
-SECONDS = 4.0  # of timing networks
+SECONDS = 3.0  # of timing networks
 TRIED = 20  # images that are decoded to see how long one takes
 DECODING = 0.001  # seconds of an image where none can be tried
 EXAMPLES = {"digits": (1797, 10), "textures": (4000, 10)}  # images and classes

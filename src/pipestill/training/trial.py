@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 IMAGES = 256  # made-up images that a training sees
 STEPS = 20  # timed steps at most, for one network and kind of step
-EACH = 0.5  # seconds of timed steps, for one network and kind of step
+EACH = 0.3  # seconds of timed steps, for one network and kind of step
 BRIEFLY = 0.3  # the same, for what is no network that is trained or sampled
 LARGE = 1.0  # seconds of a forward pass from which on larger batches and updates are not tried
 
