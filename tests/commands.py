@@ -192,10 +192,18 @@ def saved_states(runs: Path) -> int:
     return len([*runs.glob("*/*/state/state-*.pt")])
 
 
-def kill_and_resume(command: Sequence[object], folder: Path, *, kills: int, updates: int, chance: random.Random) -> str:
+def kill_and_resume(
+    command: Sequence[object],
+    folder: Path,
+    *,
+    kills: int,
+    updates: int,
+    chance: random.Random,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Kills a training that writes `folder/m` at random updates, then lets it end; returns the payload digest.
 
-    At least one kill must have come while it trained; slow updates see to it.
+    At least one kill must have come while it trained: of few kills, `SLOWLY` makes sure.
     """
     runs, landed = folder / "runs", 0
     for left in range(kills, 0, -1):
@@ -204,7 +212,7 @@ def kill_and_resume(command: Sequence[object], folder: Path, *, kills: int, upda
         def far_enough(target: int = target, last: bool = left == 1) -> bool:
             return steps_logged(runs) >= target and not (last and saved_states(runs) == 0)
 
-        attempt = Command(*command, runs=runs, environment=SLOWLY)
+        attempt = Command(*command, runs=runs, environment=environment)
         if attempt.wait_until(far_enough):
             landed += attempt.kill_all()
         if (folder / "m" / "manifest.json").exists():

@@ -232,15 +232,15 @@ def take_place(wanted: dict[str, Any], files: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def slow_down() -> None:
-    """Lets each update of a training take SECONDS_AN_UPDATE more: a signal can come before the training ends."""
+def slow_down(seconds: float) -> None:
+    """In a child: each update of a training takes so much longer, and a signal can come before the training ends."""
     from pipestill.distillation.dmd2 import Distillation
     from pipestill.training.teacher import TeacherTraining
 
     for training in (TeacherTraining, Distillation):
 
         def update(self: Any, step: int, whole: Callable[..., Any] = training.update) -> Any:
-            time.sleep(float(os.environ.get(SECONDS_AN_UPDATE, 0)))
+            time.sleep(seconds)
             return whole(self, step)
 
         training.update = update  # type: ignore[method-assign]
@@ -250,8 +250,6 @@ def main(kind: str, folder: Path, owner: int) -> None:
     os.environ["LOGLEVEL"] = "CRITICAL"  # as launch.py sets it before it imports the agent
     for name in PRELOADED[kind]:
         importlib.import_module(name)
-    if kind == "stages":
-        slow_down()
     del os.environ["LOGLEVEL"]
     assert len([*Path("/proc/self/task").iterdir()]) == 1, "a fork would lose the other threads"
     gc.collect()
@@ -271,6 +269,8 @@ def run(wanted: dict[str, Any]) -> int:
         if wanted["module"].endswith(".py"):
             runpy.run_path(wanted["module"], run_name="__main__")
         elif wanted["module"] == "pipestill":
+            if SECONDS_AN_UPDATE in os.environ:
+                slow_down(float(os.environ[SECONDS_AN_UPDATE]))
             runpy.run_module("pipestill", run_name="__main__", alter_sys=True)
         else:
             (script,) = importlib.metadata.entry_points(group="console_scripts", name=wanted["module"])

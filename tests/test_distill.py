@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from commands import Command, finish, here, kill_and_resume, payload, write_params
+from commands import SLOWLY, Command, finish, here, kill_and_resume, payload, write_params
 from pipestill import cli
 from tiny_models import make_model
 
@@ -75,7 +75,8 @@ def test_killed_and_resumed_gives_the_same_student(
     kills: int,
 ) -> None:
     command = [*arguments(tmp_path, digits, digits_reference, teacher), "--ranks", ranks]
-    digest = kill_and_resume(command, tmp_path, kills=kills, updates=UPDATES, chance=random.Random(ranks))
+    chance = random.Random(ranks)
+    digest = kill_and_resume(command, tmp_path, kills=kills, updates=UPDATES, chance=chance, environment=SLOWLY)
     assert digest == payload(uninterrupted[ranks])
 
 

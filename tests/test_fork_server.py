@@ -22,6 +22,7 @@ from forked import Process
 from pipestill import tools
 from pipestill.errors import SurroundingsError
 
+pytestmark = pytest.mark.skipif(os.environ.get(forked.SERVERS) == "off", reason="fork servers are off")
 TINY = {
     "teachers.teacher.network": {"channels": [8], "layers": 1, "attention": [False], "norm_groups": 4},
     "teachers.teacher.training": {"iterations": 3, "batch": 16, "validate_every": 3},

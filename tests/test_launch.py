@@ -15,6 +15,7 @@ from commands import payload, run, write_params
 from pipestill import cli, launch
 from pipestill.errors import SurroundingsError
 
+LIMIT, ALONE = 8.0, 10.0  # seconds in which ranks meet, however long their imports take, and that a leader works alone
 BUSY = """
 import time
 from pipestill import launch
@@ -132,10 +133,10 @@ def test_ranks_wait_for_a_leader_that_works_alone_longer_than_a_collective_may_t
     script.write_text(
         "import time\n"
         "from pipestill import distributed\n"
-        "with distributed.world(device='cpu', timeout=8.0) as world:\n"
+        f"with distributed.world(device='cpu', timeout={LIMIT}) as world:\n"
         "    world.barrier()\n"
         "    if world.leader:\n"
-        "        time.sleep(10)\n"
+        f"        time.sleep({ALONE})\n"
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
@@ -147,10 +148,10 @@ def test_ranks_await_a_leader_in_the_midst_of_their_work(tmp_path: Path) -> None
     script.write_text(
         "import time\n"
         "from pipestill import distributed\n"
-        "with distributed.world(device='cpu', timeout=8.0) as world:\n"
+        f"with distributed.world(device='cpu', timeout={LIMIT}) as world:\n"
         "    for turn in range(2):\n"
         "        if world.leader:\n"
-        "            time.sleep(9)\n"
+        f"            time.sleep({ALONE})\n"
         "        world.await_leader(f'turn/{turn}')\n"
         "        world.barrier()\n"
     )

@@ -70,7 +70,8 @@ def test_killed_and_resumed_gives_the_same_weights(
     tmp_path: Path, digits: Path, uninterrupted: dict[int, str], ranks: int, kills: int
 ) -> None:
     command = [*arguments(tmp_path, digits, "m"), "--ranks", ranks]
-    digest = kill_and_resume(command, tmp_path, kills=kills, updates=UPDATES, chance=random.Random(ranks))
+    chance = random.Random(ranks)
+    digest = kill_and_resume(command, tmp_path, kills=kills, updates=UPDATES, chance=chance, environment=SLOWLY)
     assert digest == uninterrupted[ranks]
 
 

@@ -247,7 +247,7 @@ def _through_srun(job: slurm.Job, nodes: int, words: list[str], folder: Path, im
     found = _of_nodes(folder, nodes)
     if found is None:
         what = f"a node exited without reporting an error (srun exited with {code})"
-        return 3, f"{what}; its state is saved, start it again"
+        return 3, f"{what}; its state is kept, start it again"
     return found
 
 

@@ -45,7 +45,6 @@ class Trial:
         self._data = _made_up(params, classes)
         self._teachers: dict[str, tuple[Any, Denoiser, ModelCard]] = {}
         self._forwards: dict[tuple[str, int], float] = {}
-        self._warm: set[object] = set()  # students' networks, batches and threads of which an update was made
 
     def speeds(
         self, stages: Collection[tuple[str, str | None]], sizes: Sizes | None, start: float, decode: float
@@ -117,15 +116,14 @@ class Trial:
             self._teachers[name] = prepared(own, self._data, self.world, "host")
         return self._teachers[name]
 
-    def _repeated(self, step: Callable[[int], object], threads: int, *, warm: bool = False) -> float | None:
-        """Seconds of a step with so many threads; None if there is no time left for it."""
-        return self._timed(step, threads, warm=warm) if time.process_time() <= self._until else None
+    def _repeated(self, step: Callable[[int], object], threads: int) -> float | None:
+        """Seconds of a step with so many threads, the first one left out; None if there is no time left for it."""
+        return self._timed(step, threads) if time.process_time() <= self._until else None
 
-    def _timed(self, step: Callable[[int], object], threads: int, each: float = EACH, *, warm: bool = False) -> float:
-        """The same, timed at least once, and for about `each` seconds; the first step is left out unless `warm`."""
+    def _timed(self, step: Callable[[int], object], threads: int, each: float = EACH) -> float:
+        """The same, timed at least once, and for about `each` seconds."""
         torch.set_num_threads(threads)
-        if not warm:
-            self._seconds(lambda: step(0))
+        self._seconds(lambda: step(0))
         taken = [self._seconds(lambda: step(1))]
         while sum(taken) < each and len(taken) < STEPS and time.process_time() + taken[0] < self._until:
             taken.append(self._seconds(lambda: step(1 + len(taken))))
@@ -177,10 +175,7 @@ class Trial:
         if usual > 3 * LARGE:
             return usual
         training = self._distillation(student)
-        kind = (self._teacher_of(student.teacher), student.batch, student.threads)
-        warm, self._warm = kind in self._warm, self._warm | {kind}
-        update = self._repeated(lambda step: training.update(step + student.gan.start), student.threads, warm=warm)
-        return update or usual
+        return self._repeated(lambda step: training.update(step + student.gan.start), student.threads) or usual
 
     def _distillation(self, student: StudentParams) -> Any:
         from dataclasses import replace
